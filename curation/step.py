@@ -1,0 +1,214 @@
+"""What a step is: a named, typed, pure function over rows, and the engine it may ask.
+
+A step's parameters say what it needs, by name: `rows` and its config first, then engines by role (`judge`, `teacher`,
+…) and tables by name (`results`, `weights`, …), such as
+
+    @step("clear-filter", kind="filter", reads="clear_confidence")
+    def drop_doubtful(rows: pl.DataFrame, cfg: ClearFilter) -> pl.DataFrame: ...
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_type_hints
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from storage.schema import CHOICE, ROW, Messages
+
+Kind = Literal["score", "filter", "select", "make", "table"]
+ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder")
+
+
+class StepError(Exception):
+    """A step was asked for what it cannot do, or broke its promise; the message names both."""
+
+
+class StepConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of a model; `error` says why there is none."""
+
+    text: str
+    logprobs: tuple[float, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """In the place of numbers that could not be had: one failure never loses its neighbours."""
+
+    error: str
+
+
+class Engine(Protocol):
+    """A language model with its adapter, as a step sees it. Lists in, lists out, same order."""
+
+    identity: str
+
+    def generate(
+        self,
+        prompts: list[Messages],
+        *,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[Completion]]:
+        """n completions of each prompt; temperature 0 is greedy; seeded sampling repeats."""
+        ...
+
+    def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
+        """Log-probability of each token of the last message, given those before it."""
+        ...
+
+    def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
+        """Probability of each answer (one token each) as the next token, not renormalised."""
+        ...
+
+    def count_tokens(self, texts: list[str]) -> list[int]: ...
+
+
+class Embedder(Protocol):
+    identity: str
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors, float32, shape (texts, dimensions)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    name: str
+    kind: Kind
+    scope: Literal["shard", "dataset"]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    roles: tuple[str, ...]
+    tables: dict[str, bool]  # name: whether it must be given
+    config: type[StepConfig]
+    version: int
+    fn: Callable[..., pl.DataFrame]
+
+    @property
+    def help(self) -> str:
+        return inspect.getdoc(self.fn) or ""
+
+    def __call__(
+        self,
+        rows: pl.DataFrame,
+        config: StepConfig,
+        engines: Mapping[str, Any] | None = None,
+        tables: Mapping[str, pl.DataFrame] | None = None,
+    ) -> pl.DataFrame:
+        """Apply to live rows. Dropped rows are kept aside and put back, in their place."""
+        engines, tables = engines or {}, tables or {}
+        if missing := sorted(set(self.reads) - set(rows.columns)):
+            raise StepError(f"{self.name} reads {missing}, which the dataset does not have; run the step that writes it")
+        if missing := [r for r in self.roles if r not in engines]:
+            raise StepError(f"{self.name} needs an engine for {missing}")
+        if missing := [t for t, needed in self.tables.items() if needed and t not in tables]:
+            raise StepError(f"{self.name} needs the table {missing}")
+        live = rows.filter(pl.col("drop_reason").is_null())
+        given = {r: engines[r] for r in self.roles} | {t: tables.get(t) for t in self.tables}
+        out = self.fn(live, config, **given)
+        _check(self, live, out)
+        return _put_back(self, rows, out)
+
+
+STEPS: dict[str, Step] = {}
+
+
+def step(
+    name: str,
+    kind: Kind,
+    *,
+    reads: str = "",
+    writes: str = "",
+    scope: Literal["shard", "dataset"] = "shard",
+    version: int = 1,
+) -> Callable[[Callable[..., pl.DataFrame]], Step]:
+    """Register a function as a step.
+
+    `reads` and `writes` are space-separated column names; the columns of a row need no naming. Raise `version` when
+    the same input and config would now give a different result: it is part of the key.
+    """
+
+    def register(fn: Callable[..., pl.DataFrame]) -> Step:
+        parameters = inspect.signature(fn).parameters
+        names = list(parameters)
+        made = Step(
+            name=name,
+            kind=kind,
+            scope=scope,
+            reads=tuple(reads.split()),
+            writes=tuple(writes.split()),
+            roles=tuple(n for n in names[2:] if n in ROLES),
+            tables={n: parameters[n].default is inspect.Parameter.empty for n in names[2:] if n not in ROLES},
+            config=get_type_hints(fn)[names[1]],
+            version=version,
+            fn=fn,
+        )
+        if STEPS.setdefault(name, made) is not made:
+            raise StepError(f"two steps are named {name!r}")
+        return made
+
+    return register
+
+
+def find_step(name: str) -> Step:
+    if name not in STEPS:
+        raise StepError(f"there is no step {name!r}; there are {', '.join(sorted(STEPS))}")
+    return STEPS[name]
+
+
+def _check(step: Step, before: pl.DataFrame, after: pl.DataFrame) -> None:
+    """Hold a step to the promise of its kind."""
+
+    def refuse(what: str) -> None:
+        raise StepError(f"{step.name} is a {step.kind} step: {what}")
+
+    changed = [c for c in after.columns if c not in before.columns or not after[c].equals(before[c], null_equal=True)]
+    match step.kind:
+        case "score" | "filter":
+            if not after["id"].equals(before["id"]):
+                refuse("it may not add, drop or reorder rows")
+            allowed = {*step.writes, "drop_reason"} if step.kind == "filter" else set(step.writes)
+            if stray := sorted(set(changed) - allowed):
+                refuse(f"it may not change {stray}")
+            if lost := sorted(set(step.writes) - set(after.columns)):
+                refuse(f"it promised {lost}")
+            if gone := sorted(set(before.columns) - set(after.columns)):
+                refuse(f"it may not remove {gone}")
+        case "select":
+            if lost := sorted(set(CHOICE.names) - set(after.columns)):
+                refuse(f"a choice has {lost}")
+            if not after["id"].is_in(before["id"].to_list()).all() or after["id"].n_unique() != after.height:
+                refuse("it may choose each live row once, and no other")
+        case "make":
+            if lost := sorted(set(ROW.names) - set(after.columns)):
+                refuse(f"a row has {lost}")
+            if after["parent_id"].null_count() or not after["parent_id"].is_in(before["id"].to_list()).all():
+                refuse("every new row names a parent that it was given")
+            if after["id"].is_in(before["id"].to_list()).any() or after["id"].n_unique() != after.height:
+                refuse("every row it gives is new, with an id of its own")
+        case "table":
+            if set(after.columns) != set(step.writes):
+                refuse(f"it promised a table of {sorted(step.writes)}, not {sorted(after.columns)}")
+
+
+def _put_back(step: Step, rows: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame:
+    if step.kind not in ("score", "filter"):
+        return out
+    own = [*step.writes, "drop_reason"] if step.kind == "filter" else list(step.writes)
+    mine = out.select("id", *own)
+    joined = rows.drop(own, strict=False).join(mine, on="id", how="left", maintain_order="left")
+    if "drop_reason" in own:
+        joined = joined.with_columns(drop_reason=rows["drop_reason"].fill_null(joined["drop_reason"]))
+    return joined

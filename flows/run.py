@@ -1,0 +1,170 @@
+"""The one way a step is run. The command line and every flow come through here."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from curation.step import Step, StepConfig
+from storage.schema import CHOICE, ROW
+from storage.store import Manifest, Part, Shard, Store, key_of
+
+_SCHEMA = {"select": CHOICE, "make": ROW}
+_KIND = {"score": "rows", "filter": "rows", "select": "choice", "make": "rows", "table": "table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The engines of a step, opened only when a part is really missing."""
+
+    identities: Mapping[str, str] = field(default_factory=dict)
+    open: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
+
+
+Progress = Callable[[int, int], None]  # rows done, rows in all
+
+
+def run_step(
+    store: Store,
+    step: Step,
+    config: StepConfig,
+    rows: str,
+    tables: Mapping[str, str] | None = None,
+    lease: Lease = Lease(),  # noqa: B008  frozen
+    progress: Progress = lambda done, total: None,
+) -> str:
+    """Apply a step to a dataset and return the id of the dataset it made.
+
+    What was computed once is found again by its key; a run that was cut short goes on at its first missing part.
+    """
+    tables = {name: dataset for name, dataset in (tables or {}).items() if name in step.tables}
+    source = store.manifest(rows)
+    settings = config.model_dump(mode="json")
+    engines = {role: lease.identities[role] for role in step.roles}
+    table_digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
+    made_of = (step.name, step.version, settings, engines, table_digests)
+    made = Manifest(
+        id=f"{step.name}-{key_of(*made_of, source.digest)[:12]}",
+        kind=_KIND[step.kind],
+        step=step.name,
+        version=step.version,
+        config=settings,
+        engines=engines,
+        inputs={"rows": rows, **tables},
+    )
+    if store.exists(made.id):
+        return made.id
+    started = time.time()
+    shards = _run_shards(store, step, config, source, made_of, tables, lease, progress)
+    store.note_run(made.id, started=started, seconds=round(time.time() - started, 3))
+    return store.seal(_with_counts(store, made, shards))
+
+
+def _run_shards(
+    store: Store,
+    step: Step,
+    config: StepConfig,
+    source: Manifest,
+    made_of: tuple,
+    tables: Mapping[str, str],
+    lease: Lease,
+    progress: Progress,
+) -> list[Shard]:
+    """The shards of the result; only what has no part yet is computed."""
+    read = [_projected(shard, step) for shard in source.shards]
+    if step.scope == "dataset" or step.kind in ("select", "table"):
+        groups = [list(range(len(read)))]
+        keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]
+    else:
+        groups = [[i] for i in range(len(read))]
+        keys = [[key_of(made_of, _digests(r))] for r in read]
+    if step.kind in ("select", "table", "make"):  # what comes out has no shard of the input to stand beside
+        keys = [group[:1] or [key_of(made_of, [])] for group in keys]
+
+    shard_rows = [shard[0].rows if shard else 0 for shard in source.shards]
+    total, done, out = sum(shard_rows), 0, {}
+    with _lazily(lease) as engines:
+        for group, group_keys in zip(groups, keys, strict=True):
+            parts = [store.part(k) for k in group_keys]
+            if any(p is None for p in parts):
+                frames = [store.read_shard(read[i]) for i in group]
+                given = pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
+                others = {name: store.read(dataset) for name, dataset in tables.items()}
+                result = step(given, config, engines(), others)
+                parts = _put(store, step, result, [f.height for f in frames], group_keys)
+            done += sum(shard_rows[i] for i in group)
+            progress(done, total)
+            out.update(zip(group or [0], parts, strict=False))
+    if step.kind in ("score", "filter"):
+        return [(*source.shards[i], out[i]) for i in sorted(out)]
+    return [(out[i],) for i in sorted(out)]
+
+
+def _put(store: Store, step: Step, result: pl.DataFrame, heights: list[int], keys: list[str]) -> list[Part]:
+    if step.kind in _SCHEMA:
+        return [store.put_part(keys[0], result, _SCHEMA[step.kind])]
+    if step.kind == "table":
+        return [store.put_part(keys[0], result.select(step.writes))]
+    own = ["id", *step.writes, *(["drop_reason"] if step.kind == "filter" else [])]
+    own = list(dict.fromkeys(own))
+    starts = [sum(heights[:i]) for i in range(len(heights))]
+    return [
+        store.put_part(key, result.slice(start, height).select(own))
+        for key, start, height in zip(keys, starts, heights, strict=True)
+    ]
+
+
+def _projected(shard: Shard, step: Step) -> Shard:
+    """The shard with only the columns that the step may see, so that what it does not read cannot change its key."""
+    wanted = {*ROW.names, *step.reads}
+    seen: set[str] = set()
+    kept = []
+    for part in reversed(shard):  # a later part hides the same column of an earlier one
+        columns = tuple(c for c in part.columns if c in wanted and c not in seen)
+        seen.update(columns)
+        if set(columns) - {"id"} or part is shard[0]:
+            kept.append(Part(part.file, part.rows, part.digest, columns))
+    return tuple(reversed(kept))
+
+
+def _digests(shard: Shard) -> list[list]:
+    return [[part.digest, sorted(part.columns)] for part in shard]
+
+
+class _lazily:
+    """Opens a lease at the first call and closes it at the end."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease, self.context, self.engines = lease, None, None
+
+    def __enter__(self) -> Callable[[], Mapping[str, Any]]:
+        def engines() -> Mapping[str, Any]:
+            if self.engines is None:
+                self.context = self.lease.open()
+                self.engines = self.context.__enter__()
+            return self.engines
+
+        return engines
+
+    def __exit__(self, *error: object) -> None:
+        if self.context is not None:
+            self.context.__exit__(*error)
+
+
+def _with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
+    """The manifest with its shards and what they hold: rows, live rows and rows by drop reason."""
+    rows = sum(shard[0].rows for shard in shards)
+    counts = {"rows": rows}
+    if made.kind == "rows":
+        reasons = pl.concat([store.read_shard(s, ["drop_reason"]) for s in shards]) if shards else pl.DataFrame()
+        if reasons.width:
+            tally = reasons["drop_reason"].str.splitn(": ", 2).struct.rename_fields(["step", "why"]).struct.field("step")
+            dropped = tally.drop_nulls().value_counts().sort(tally.name)
+            counts |= {"live": int(reasons["drop_reason"].null_count())}
+            counts |= {f"dropped by {s}": int(n) for s, n in dropped.iter_rows()}
+    elif made.kind == "choice":
+        counts["taken"] = int(sum(store.read_shard(s, ["taken"])["taken"].sum() for s in shards))
+    return Manifest(**{**{f: getattr(made, f) for f in made.__slots__}, "shards": tuple(shards), "counts": counts})

@@ -1,0 +1,269 @@
+"""Datasets on disk: immutable Parquet parts, and a manifest that is written last.
+
+    <root>/parts/ab/ab12….parquet        one part: some columns of some rows, named by the key that made it
+    <root>/datasets/<step>-<key>/manifest.json   which parts make which shard; without it a dataset does not exist
+    <root>/datasets/<step>-<key>/run.json        clocks and hosts of the run that made it, so that manifests repeat
+    <root>/refs/<name>                   a name that a person gave: a pointer to a dataset
+    <root>/tmp/                          what is being written; swept when the process that wrote it is gone
+
+A shard is a list of parts with the same rows in the same order. Reading zips them, later parts over earlier ones, so a
+score step writes its own columns and never the messages again.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.schema import ROW, conform, plain
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class StoreError(Exception):
+    """Something a person can mend: the message names the thing and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    file: str
+    rows: int
+    digest: str
+    columns: tuple[str, ...]
+
+
+Shard = tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything needed to say where a dataset came from, and to make it again."""
+
+    id: str
+    kind: str  # rows, choice, table or adapter
+    step: str
+    version: int
+    config: dict[str, Any]
+    engines: dict[str, str]  # role: identity of the model that played it
+    inputs: dict[str, str]  # name of the input: dataset id
+    shards: tuple[Shard, ...] = ()
+    side: dict[str, Shard] = field(default_factory=dict)  # origin and rejects of an import
+    files: dict[str, str] = field(default_factory=dict)  # an adapter's files and their digests
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content, whoever made it: what the keys of later datasets are made of."""
+        return key_of([[p.digest for p in shard] for shard in self.shards], sorted(self.files.items()))
+
+
+def key_of(*content: Any) -> str:
+    """A 20-digit hash of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    root: Path
+
+    # ---- datasets
+
+    def ids(self) -> list[str]:
+        """Every dataset that exists, oldest first."""
+        found = self.root.glob("datasets/*/manifest.json")
+        return [p.parent.name for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.parent.name))]
+
+    def exists(self, dataset: str) -> bool:
+        return self._manifest(dataset).exists()
+
+    def manifest(self, dataset: str) -> Manifest:
+        if not self.exists(dataset):
+            raise StoreError(f"there is no dataset {dataset!r} in {self.root}; `thresher datasets` lists what there is")
+        said = json.loads(self._manifest(dataset).read_text())
+        said["shards"] = tuple(tuple(_part(p) for p in shard) for shard in said["shards"])
+        said["side"] = {name: tuple(_part(p) for p in parts) for name, parts in said["side"].items()}
+        return Manifest(**said)
+
+    def seal(self, made: Manifest) -> str:
+        """Publish a dataset. Until this returns nobody can read it; whoever seals first is believed."""
+        text = json.dumps(asdict(made), indent=1, sort_keys=True, ensure_ascii=False)
+        self._put_if_absent(self._manifest(made.id), text.encode())
+        return made.id
+
+    def folder(self, dataset: str) -> Path:
+        return self.root / "datasets" / dataset
+
+    # ---- reading
+
+    def read_shard(self, shard: Shard, columns: list[str] | None = None) -> pl.DataFrame:
+        """The rows of one shard; `columns` leaves the parts that hold none of them on disk."""
+        owner = {column: part for part in shard for column in part.columns}
+        wanted = list(owner) if columns is None else [c for c in columns if c in owner]
+        frames = []
+        for part in dict.fromkeys(owner[c] for c in wanted):
+            mine = [c for c in wanted if owner[c] is part]
+            table = pq.read_table(self.root / part.file, columns=mine)
+            frames.append(pl.from_arrow(table))
+        return pl.concat(frames, how="horizontal").select(wanted) if frames else pl.DataFrame()
+
+    def shards(self, dataset: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+        for shard in self.manifest(dataset).shards:
+            yield self.read_shard(shard, columns)
+
+    def read(self, dataset: str, columns: list[str] | None = None) -> pl.DataFrame:
+        """All rows; a column that only some shards have is null in the others."""
+        frames = list(self.shards(dataset, columns))
+        return pl.concat(frames, how="diagonal_relaxed") if frames else empty_rows()
+
+    def read_side(self, dataset: str, table: str) -> pl.DataFrame:
+        parts = self.manifest(dataset).side.get(table, ())
+        frames = [pl.from_arrow(pq.read_table(self.root / p.file)) for p in parts]
+        return pl.concat(frames) if frames else pl.DataFrame()
+
+    # ---- writing
+
+    def part(self, key: str) -> Part | None:
+        """The part that this key made earlier, if it did."""
+        path = self.root / _part_file(key)
+        if not path.exists():
+            return None
+        meta = pq.read_metadata(path)
+        return Part(_part_file(key), meta.num_rows, file_digest(path), tuple(meta.schema.to_arrow_schema().names))
+
+    def put_part(self, key: str, rows: pl.DataFrame | pa.Table, schema: pa.Schema | None = None) -> Part:
+        """Write one part. If another process wrote it meanwhile, theirs stays and is returned."""
+        table = rows if isinstance(rows, pa.Table) else conform(rows, schema) if schema else plain(rows.to_arrow())
+        temporary = self._temporary()
+        pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
+        self._link_if_absent(temporary, self.root / _part_file(key))
+        part = self.part(key)
+        assert part is not None
+        return part
+
+    def put_folder(self, dataset: str, source: Path) -> dict[str, str]:
+        """Move a folder of files (an adapter) under a dataset that is not sealed yet; returns name: digest."""
+        target = self.folder(dataset) / "files"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's is there already: theirs stays
+            source.rename(target)
+        return {p.relative_to(target).as_posix(): file_digest(p) for p in sorted(target.rglob("*")) if p.is_file()}
+
+    def files(self, dataset: str) -> Path:
+        return self.folder(dataset) / "files"
+
+    def note_run(self, dataset: str, **facts: Any) -> None:
+        """What a run took and where it ran; kept apart, so that manifests repeat."""
+        temporary = self._temporary()
+        temporary.write_text(json.dumps(facts, indent=1, default=str))
+        self._link_if_absent(temporary, self.folder(dataset) / "run.json")
+
+    def run_facts(self, dataset: str) -> dict[str, Any]:
+        path = self.folder(dataset) / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def scratch(self) -> Path:
+        """A folder of this process's own, swept once the process is gone."""
+        path = self._temporary()
+        path.mkdir()
+        return path
+
+    # ---- names
+
+    def names(self) -> dict[str, str]:
+        refs = self.root / "refs"
+        return {p.name: p.read_text().strip() for p in sorted(refs.iterdir())} if refs.exists() else {}
+
+    def resolve(self, name: str) -> str:
+        """The dataset id behind a name or an id."""
+        check_name(name)
+        ref = self.root / "refs" / name
+        if ref.exists():
+            return ref.read_text().strip()
+        if self.exists(name):
+            return name
+        close = difflib.get_close_matches(name, [*self.names(), *self.ids()], n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; `thresher datasets` lists what there is"
+        raise StoreError(f"there is no dataset {name!r} in {self.root}{hint}")
+
+    def name(self, name: str, dataset: str, expect: str | None = None) -> None:
+        """Point a name at a dataset. With `expect`, only if it still points there (compare and swap)."""
+        check_name(name)
+        refs = self.root / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        with (self.root / "refs.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ref = refs / name
+            now = ref.read_text().strip() if ref.exists() else None
+            if expect is not None and now != expect:
+                raise StoreError(f"{name!r} was moved to {now} by somebody else meanwhile; run the command again")
+            temporary = self._temporary()
+            temporary.write_text(dataset + "\n")
+            os.replace(temporary, ref)
+
+    # ---- the file system
+
+    def sweep(self) -> None:
+        """Remove what processes of this host that are gone had begun to write."""
+        for path in (self.root / "tmp").glob(f"{socket.gethostname()}:*"):
+            if not Path(f"/proc/{path.name.split(':')[1]}").exists():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _manifest(self, dataset: str) -> Path:
+        return self.folder(dataset) / "manifest.json"
+
+    def _temporary(self) -> Path:
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+
+    def _put_if_absent(self, path: Path, content: bytes) -> None:
+        temporary = self._temporary()
+        temporary.write_bytes(content)
+        self._link_if_absent(temporary, path)
+
+    def _link_if_absent(self, temporary: Path, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        temporary.unlink()
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise StoreError(
+            f"{name!r} is no dataset name: letters, digits, '.', '_' and '-', up to 100, the first a letter or digit"
+        )
+
+
+def empty_rows() -> pl.DataFrame:
+    return pl.from_arrow(ROW.empty_table())
+
+
+def _part(said: dict[str, Any]) -> Part:
+    return Part(**{**said, "columns": tuple(said["columns"])})
+
+
+def _part_file(key: str) -> str:
+    return f"parts/{key[:2]}/{key}.parquet"
