@@ -29,6 +29,10 @@ class StepError(Exception):
 class StepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def columns(self) -> tuple[str, ...]:
+        """Columns that a setting names: handed to the step where the dataset has them."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -110,7 +114,7 @@ class Step:
         """Apply to live rows. Dropped rows are kept aside and put back, in their place."""
         engines, tables = engines or {}, tables or {}
         if missing := sorted(set(self.reads) - set(rows.columns)):
-            raise StepError(f"{self.name} reads {missing}, which the dataset does not have; run the step that writes it")
+            raise StepError(f"{self.name} reads {missing}, which the dataset lacks; run the step that writes it first")
         if missing := [r for r in self.roles if r not in engines]:
             raise StepError(f"{self.name} needs an engine for {missing}")
         if missing := [t for t, needed in self.tables.items() if needed and t not in tables]:

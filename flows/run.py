@@ -33,7 +33,7 @@ def run_step(
     config: StepConfig,
     rows: str,
     tables: Mapping[str, str] | None = None,
-    lease: Lease = Lease(),  # noqa: B008  frozen
+    lease: Lease = Lease(),
     progress: Progress = lambda done, total: None,
 ) -> str:
     """Apply a step to a dataset and return the id of the dataset it made.
@@ -74,7 +74,7 @@ def _run_shards(
     progress: Progress,
 ) -> list[Shard]:
     """The shards of the result; only what has no part yet is computed."""
-    read = [_projected(shard, step) for shard in source.shards]
+    read = [_projected(shard, {*ROW.names, *step.reads, *config.columns()}) for shard in source.shards]
     if step.scope == "dataset" or step.kind in ("select", "table"):
         groups = [list(range(len(read)))]
         keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]
@@ -117,9 +117,8 @@ def _put(store: Store, step: Step, result: pl.DataFrame, heights: list[int], key
     ]
 
 
-def _projected(shard: Shard, step: Step) -> Shard:
+def _projected(shard: Shard, wanted: set[str]) -> Shard:
     """The shard with only the columns that the step may see, so that what it does not read cannot change its key."""
-    wanted = {*ROW.names, *step.reads}
     seen: set[str] = set()
     kept = []
     for part in reversed(shard):  # a later part hides the same column of an earlier one
@@ -161,8 +160,8 @@ def _with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
     if made.kind == "rows":
         reasons = pl.concat([store.read_shard(s, ["drop_reason"]) for s in shards]) if shards else pl.DataFrame()
         if reasons.width:
-            tally = reasons["drop_reason"].str.splitn(": ", 2).struct.rename_fields(["step", "why"]).struct.field("step")
-            dropped = tally.drop_nulls().value_counts().sort(tally.name)
+            tally = reasons["drop_reason"].str.split(": ").list.first().alias("step")
+            dropped = tally.drop_nulls().value_counts().sort("step")
             counts |= {"live": int(reasons["drop_reason"].null_count())}
             counts |= {f"dropped by {s}": int(n) for s, n in dropped.iter_rows()}
     elif made.kind == "choice":
