@@ -27,6 +27,31 @@ class Lease:
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
+def plan_step(
+    store: Store,
+    step: Step,
+    config: StepConfig,
+    rows: str,
+    tables: Mapping[str, str] | None = None,
+    lease: Lease = Lease(),
+) -> Manifest:
+    """The dataset that running the step would make, without its shards; its id says whether it is there already."""
+    tables = {name: dataset for name, dataset in (tables or {}).items() if name in step.tables}
+    settings = config.model_dump(mode="json")
+    engines = {role: lease.identities[role] for role in step.roles}
+    digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
+    key = key_of(step.name, step.version, settings, engines, digests, store.manifest(rows).digest)
+    return Manifest(
+        id=f"{step.name}-{key[:12]}",
+        kind=_KIND[step.kind],
+        step=step.name,
+        version=step.version,
+        config=settings,
+        engines=engines,
+        inputs={"rows": rows, **tables},
+    )
+
+
 def run_step(
     store: Store,
     step: Step,
@@ -40,40 +65,28 @@ def run_step(
 
     What was computed once is found again by its key; a run that was cut short goes on at its first missing part.
     """
-    tables = {name: dataset for name, dataset in (tables or {}).items() if name in step.tables}
-    source = store.manifest(rows)
-    settings = config.model_dump(mode="json")
-    engines = {role: lease.identities[role] for role in step.roles}
-    table_digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
-    made_of = (step.name, step.version, settings, engines, table_digests)
-    made = Manifest(
-        id=f"{step.name}-{key_of(*made_of, source.digest)[:12]}",
-        kind=_KIND[step.kind],
-        step=step.name,
-        version=step.version,
-        config=settings,
-        engines=engines,
-        inputs={"rows": rows, **tables},
-    )
+    made = plan_step(store, step, config, rows, tables, lease)
     if store.exists(made.id):
         return made.id
     started = time.time()
-    shards = _run_shards(store, step, config, source, made_of, tables, lease, progress)
+    shards = _run_shards(store, step, config, made, lease, progress)
     store.note_run(made.id, started=started, seconds=round(time.time() - started, 3))
-    return store.seal(_with_counts(store, made, shards))
+    return store.seal(with_counts(store, made, shards))
 
 
 def _run_shards(
     store: Store,
     step: Step,
     config: StepConfig,
-    source: Manifest,
-    made_of: tuple,
-    tables: Mapping[str, str],
+    made: Manifest,
     lease: Lease,
     progress: Progress,
 ) -> list[Shard]:
     """The shards of the result; only what has no part yet is computed."""
+    source = store.manifest(made.inputs["rows"])
+    tables = {name: dataset for name, dataset in made.inputs.items() if name != "rows"}
+    digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
+    made_of = (made.step, made.version, made.config, made.engines, digests)
     read = [_projected(shard, {*ROW.names, *step.reads, *config.columns()}) for shard in source.shards]
     if step.scope == "dataset" or step.kind in ("select", "table"):
         groups = [list(range(len(read)))]
@@ -93,7 +106,7 @@ def _run_shards(
                 frames = [store.read_shard(read[i]) for i in group]
                 given = pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
                 others = {name: store.read(dataset) for name, dataset in tables.items()}
-                result = step(given, config, engines(), others)
+                result = step(given, config, engines() if step.roles else {}, others)
                 parts = _put(store, step, result, [f.height for f in frames], group_keys)
             done += sum(shard_rows[i] for i in group)
             progress(done, total)
@@ -153,7 +166,7 @@ class _lazily:
             self.context.__exit__(*error)
 
 
-def _with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
+def with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
     """The manifest with its shards and what they hold: rows, live rows and rows by drop reason."""
     rows = sum(shard[0].rows for shard in shards)
     counts = {"rows": rows}

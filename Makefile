@@ -1,0 +1,33 @@
+# Each target does its own set-up. For the CPU build of torch, see README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+STORE ?= .thresher
+
+.PHONY: install demo test test-real evidence ui lint
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install
+	$(BIN)/thresher run examples/snips/loop.yaml --store $(STORE); code=$$?; \
+	test $$code -eq 0 -o $$code -eq 3
+
+test: install
+	$(BIN)/python -m pytest -q
+
+test-real: install
+	$(BIN)/python -m pytest -q -m real
+
+evidence: install
+	$(BIN)/thresher run examples/snips/loop.yaml --set 'seeds=[0,1,2]' --report docs/evidence-snips.md --store $(STORE); \
+	code=$$?; test $$code -eq 0 -o $$code -eq 3
+
+ui: install
+	$(BIN)/thresher ui --store $(STORE)
+
+lint: install
+	$(BIN)/ruff check .

@@ -1,0 +1,172 @@
+"""What `thresher run` reads: a pool, a held-out set, a model, a budget, and lists of steps.
+
+    pool: raw.jsonl                      # relative to the config file
+    heldout: test.jsonl
+    model: nano                          # or any path or hub name
+    budget: {rows: 700, rounds: 3, optimizer_steps: 150}
+    score:
+      - {step: embed}
+      - {step: clear-score, with: {samples: 5}}
+    choose: {step: kmeans-quality}
+    feedback: [{step: reweight-clusters}]
+    seeds: [0]
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curation.step import STEPS, StepConfig, find_step
+
+
+class ConfigError(Exception):
+    """The config cannot be used; the message names the key and the remedy."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class Use(Strict):
+    step: str
+    """Name of a registered step."""
+
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
+    """Its settings; the defaults are the papers'."""
+
+    def config(self, **budget: Any) -> StepConfig:
+        """The step's settings, with what the loop decides (`rows`, `round`, `seed`) where the step has such a field."""
+        known = find_step(self.step).config.model_fields
+        given = {k: v for k, v in budget.items() if k in known and k not in self.with_}
+        return settings(self.step, {**given, **self.with_})
+
+
+class Budget(Strict):
+    rows: int = Field(700, ge=1)
+    """Rows that each round's choice has."""
+
+    rounds: int = Field(3, ge=1, le=50)
+    """Most turns of the loop."""
+
+    optimizer_steps: int = Field(150, ge=1)
+    """Optimiser steps of every training run, the baselines' included."""
+
+    stop_when_flat: bool = False
+    """Stop when a round's gain on the validation rows is inside its 95 % interval."""
+
+
+class RoleModel(Strict):
+    model: str | None = None
+    """Model of this role; the loop's model if not given."""
+
+    adapter: str | None = None
+    """Folder of a PEFT adapter; `last-student` is the adapter of the round before, from the second round on."""
+
+
+class LoopConfig(Strict):
+    name: str
+    """Name of the run: the datasets of it are named after it."""
+
+    pool: str
+    """File of raw instruction data, relative to the config file."""
+
+    heldout: str
+    """File of held-out rows, read by the report alone."""
+
+    spoilt: str | None = None
+    """Where it is known which rows are wrong: JSON lines with `line`, which only the report reads."""
+
+    model: str = "nano"
+    """Base model that is tuned: `nano`, a folder or a hub name."""
+
+    roles: dict[str, RoleModel] = Field(default_factory=dict)
+    """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter where there is one."""
+
+    budget: Budget = Budget()
+    validation: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the pool that is kept for decisions and never trained on."""
+
+    score: list[Use] = Field(default_factory=list)
+    """Steps that score and mark the pool, in order, each round."""
+
+    choose: Use = Use(step="kmeans-quality")
+    """Step that chooses the rows of a round."""
+
+    feedback: list[Use] = Field(default_factory=list)
+    """Steps by which a round's results change the next."""
+
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the trainer other than its number of steps and its seed."""
+
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the `evaluate` step."""
+
+    baselines: bool = True
+    """Also train on a random choice of the same size and on the full pool."""
+
+    seeds: list[int] = Field([0], min_length=1)
+    """One whole loop for each."""
+
+
+def load(path: Path, changes: list[str] = ()) -> LoopConfig:
+    """Read a config file; `changes` are `key=value` with dots, such as `budget.rounds=2`."""
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as why:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(why).split())}") from None
+    if not isinstance(said, dict):
+        raise ConfigError(f"{path} holds no keys; see examples/snips/loop.yaml for one that works")
+    said.setdefault("name", path.resolve().parent.name)
+    for change in changes:
+        _change(said, change)
+    try:
+        config = LoopConfig.model_validate(said)
+    except ValidationError as wrong:
+        raise ConfigError(f"{path}: {explain(wrong, LoopConfig)}") from None
+    for use in [*config.score, config.choose, *config.feedback]:
+        use.config()
+    return config
+
+
+def settings(step: str, said: dict[str, Any]) -> StepConfig:
+    kind = find_step(step).config
+    try:
+        return kind.model_validate(said)
+    except ValidationError as wrong:
+        raise ConfigError(f"step {step}: {explain(wrong, kind)}") from None
+
+
+def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, in one line, with what could have been meant."""
+    first = wrong.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = sorted({*model.model_fields, *Budget.model_fields, *RoleModel.model_fields})
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(model.model_fields)}"
+        return f"unknown key {where!r}{hint}"
+    return f"{where!r}: {first['msg'][0].lower()}{first['msg'][1:]}, not {str(first.get('input'))[:60]!r}"
+
+
+def _change(said: dict, change: str) -> None:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes key=value, not {change!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        said = said[int(part)] if isinstance(said, list) else said.setdefault(part, {})
+        if not isinstance(said, dict | list):
+            raise ConfigError(f"--set {change}: {part!r} holds no keys")
+    if isinstance(said, list):
+        said[int(last)] = yaml.safe_load(value)
+    else:
+        said[last] = yaml.safe_load(value)
+
+
+def step_names() -> list[str]:
+    return sorted(STEPS)

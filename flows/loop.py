@@ -1,0 +1,133 @@
+"""The loop: import, score, choose, train, evaluate, feed back, and round again. Tasks pass dataset ids, never tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from prefect import flow
+
+from curation.step import find_step
+from flows import assemble, report
+from flows.config import LoopConfig, Use
+from flows.engines import EngineSpec
+from flows.models import role_models
+from flows.progress import say
+from flows.tasks import bring_in, run_one_step, train_one
+from storage.store import Store
+
+
+@flow(name="improve", validate_parameters=False, persist_result=False)
+def improve(config: LoopConfig, folder: Path, root: Path) -> list[report.SeedRun]:
+    """Import pool and held-out set, then one whole loop for every seed."""
+    pool = bring_in("import the pool", root, folder / config.pool, config.name)
+    heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+    return [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
+
+
+def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
+    """Rounds of score, choose, train, evaluate and feedback, then the baselines at the same optimiser steps."""
+    store = Store(root)
+    weights, student, rounds, grown = None, None, [], []
+    for number in range(1, config.budget.rounds + 1):
+        turn = Turn(config, root, seed, number, student)
+        rows = turn.guard(assemble.together(store, [pool, *grown]), heldout)
+        guarded = rows if number == 1 else guarded
+        for use in config.score:
+            rows = turn.apply(use, rows, heldout=heldout)
+        choice = turn.apply(config.choose, rows, weights=weights)
+        chosen = turn.keep("chosen", assemble.taken(store, rows, choice))
+        student = turn.train("train", chosen, heldout)
+        validation = assemble.where(store, rows, "split", "validation")
+        seen = [turn.evaluate(f"evaluate {what}", d, student) for what, d in (("choice", chosen), ("validation", validation))]
+        results = turn.keep("results", assemble.together(store, seen))
+        tested = turn.evaluate("evaluate held-out", heldout, student)
+        made = {u.step: turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in config.feedback}
+        weights = next((d for d in made.values() if store.manifest(d).kind == "table"), weights)
+        new = [d for d in made.values() if store.manifest(d).kind == "rows"]
+        grown += new
+        rounds.append(report.Round(rows, choice, chosen, student, results, tested, seen[1], new))
+        if config.budget.stop_when_flat and not _gained(store, rounds):
+            say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
+            break
+    return _compare(Turn(config, root, seed, 0, None), pool, guarded, heldout, rounds)
+
+
+def _compare(turn: "Turn", pool: str, guarded: str, heldout: str, rounds: list[report.Round]) -> report.SeedRun:
+    """The arms of the report: the untuned model, a random choice and the full pool, and the rounds."""
+    arms = {"untuned": turn.evaluate("evaluate untuned", heldout, None)}
+    adapters, random = [], None
+    if turn.config.baselines:
+        everything = Turn(turn.config, turn.root, 0, 0, None)
+        random = turn.apply(Use(step="random"), guarded)
+        full = everything.apply(Use(step="random", **{"with": {"rows": 10**9}}), guarded, name="full")
+        for arm, choice in (("random", random), ("full pool", full)):
+            chosen = assemble.taken(turn.store, guarded, choice)
+            adapters.append(turn.train(f"train {arm}", chosen, heldout))
+            arms[arm] = turn.evaluate(f"evaluate {arm}", heldout, adapters[-1])
+    arms |= {f"round {n}": r.heldout for n, r in enumerate(rounds, 1)}
+    adapters += [r.adapter for r in rounds]
+    return report.SeedRun(turn.seed, pool, guarded, arms, random, rounds, adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the loop: what its tasks have in common."""
+
+    config: LoopConfig
+    root: Path
+    seed: int
+    number: int
+    student: str | None  # adapter of the turn before
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    def guard(self, rows: str, heldout: str) -> str:
+        """Mark what may not be trained on: rows of the held-out set; set the validation rows apart."""
+        rows = self.apply(Use(step="heldout-overlap"), rows, heldout=heldout)
+        return self.apply(Use(step="split", **{"with": {"share": self.config.validation}}), rows)
+
+    def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
+        """Run a step. What it chooses or makes depends on the round and the seed; scores are the same for all seeds."""
+        limits = {"round": self.number, "seed": self.seed} if find_step(use.step).kind in ("select", "make") else {}
+        if find_step(use.step).kind == "select":
+            limits["rows"] = self.config.budget.rows
+        settings = use.config(**limits)
+        given = {k: v for k, v in tables.items() if v}
+        label, models = self._label(use.step), role_models(self.config, self.store, self.student)
+        return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
+
+    def train(self, what: str, rows: str, heldout: str) -> str:
+        settings = {**self.config.train, "optimizer_steps": self.config.budget.optimizer_steps, "seed": self.seed}
+        return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
+
+    def evaluate(self, what: str, rows: str, adapter: str | None) -> str:
+        use = Use(step="evaluate", **{"with": self.config.evaluate})
+        student = EngineSpec(model=self.config.model, adapter=str(self.store.files(adapter)) if adapter else None)
+        return run_one_step(
+            self._label(what), self.root, use.step, use.config(), rows, {}, {"student": student}, self._name(what)
+        )
+
+    def keep(self, what: str, dataset: str) -> str:
+        self.store.name(self._name(what), dataset)
+        return dataset
+
+    def _label(self, what: str) -> str:
+        seed = f"seed {self.seed}, " if len(self.config.seeds) > 1 else ""
+        return f"{seed}round {self.number}: {what}" if self.number else f"{seed}baseline: {what}"
+
+    def _name(self, what: str) -> str:
+        turn = f"round{self.number}" if self.number else "baseline"
+        return f"{self.config.name}.seed{self.seed}.{turn}.{what.replace(' ', '-')}"
+
+
+def _gained(store: Store, rounds: list[report.Round]) -> bool:
+    """Whether the last round's gain on the validation rows is over its 95 % interval; the first round always gains."""
+    if len(rounds) < 2:
+        return True
+    before, now = (store.read(r.validation, ["id", "student_correct"]).sort("id") for r in rounds[-2:])
+    both = before.join(now, on="id", suffix="_now")
+    gain = (both["student_correct_now"].cast(float) - both["student_correct"].cast(float)).fill_null(0.0).to_numpy()
+    low, _ = report.interval(gain) if len(gain) else (np.inf, np.inf)
+    return low > 0

@@ -1,0 +1,31 @@
+"""Which model plays which role."""
+
+from flows.config import ConfigError, LoopConfig, RoleModel
+from flows.engines import EngineSpec, model_folder
+from storage.store import Store
+
+OF_LANGUAGE = ("judge", "candidate", "teacher")
+
+
+def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[str, EngineSpec]:
+    """A model for every role. Judge, candidate and teacher are the base with its `instruct` adapter, if it has one."""
+    if unknown := sorted(set(config.roles) - set(OF_LANGUAGE)):
+        raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(OF_LANGUAGE)}")
+    models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
+    models["base"] = models["student"] = EngineSpec(model=config.model)
+    models["embedder"] = EngineSpec(kind="sentence-transformers", model="all-MiniLM-L6-v2")
+    return models
+
+
+def instruct_adapter(model: str) -> str | None:
+    """The adapter for judging and teaching that lies beside a model's weights."""
+    folder = model_folder(model) / "instruct"
+    return str(folder) if folder.is_dir() else None
+
+
+def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None) -> EngineSpec:
+    model = said.model or config.model
+    if said.adapter == "last-student" and student:
+        return EngineSpec(model=config.model, adapter=str(store.files(student)))
+    adapter = instruct_adapter(model) if said.adapter in (None, "last-student") else said.adapter
+    return EngineSpec(model=model, adapter=adapter)

@@ -1,0 +1,70 @@
+"""The report of a run: on the terminal, as a file beside the store's datasets, and as a Prefect artifact."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from rich.console import Console
+from rich.table import Table
+
+from flows import report
+from flows.config import LoopConfig
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    markdown: str
+    text: str
+    as_json: dict[str, Any]
+    path: Path
+
+
+def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
+    """Write `<store>/reports/<name>.md` and the artifact `report-<name>`."""
+    spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
+    rows = config.budget.rows
+    title = f"What the curation of {config.name} was worth"
+    text = report.markdown(title, store, runs, rows, spoilt)
+    path = store.root / "reports" / f"{config.name}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    create_markdown_artifact(text, key=f"report-{config.name.lower().replace('.', '-').replace('_', '-')}")
+    found = report.arms(store, runs)
+    said = {
+        "sentence": report.sentence(found, rows, len(runs)),
+        "arms": [asdict(arm) for arm in found],
+        "choices": [report.filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
+        "rows": dict(report.drop_reasons(store, runs[0])),
+        "seconds": dict(report.seconds(store, runs)),
+        "seeds": [run.seed for run in runs],
+        "datasets": [asdict(run) for run in runs],
+    }
+    return Published(text, terminal(said), said, path)
+
+
+def known_spoilt(path: Path) -> set[int]:
+    """Lines of the pool that are known to be wrong; read here and nowhere else."""
+    with path.open(encoding="utf-8") as file:
+        return {int(json.loads(line)["line"]) for line in file if line.strip()}
+
+
+def terminal(said: dict[str, Any]) -> str:
+    console = Console(record=True, width=110, file=open("/dev/null", "w"))
+    table = Table("arm", "held-out accuracy", "95 % interval", "ahead of random", box=None, title="Held-out accuracy")
+    for arm in said["arms"]:
+        ahead = "" if arm["ahead"] is None else f"{arm['ahead']:+.1%} ({arm['ahead_low']:+.1%} to {arm['ahead_high']:+.1%})"
+        table.add_row(arm["name"], f"{arm['mean']:.1%}", f"{arm['low']:.1%} to {arm['high']:.1%}", ahead)
+    console.print(table)
+    for run in said["choices"][:1]:
+        table = Table("choice", "spoilt rows", "grown rows", "AUROC", "filter precision", "recall", box=None)
+        for line in run:
+            more = [f"{line[k]:.3f}" if k in line else "" for k in ("auroc", "precision", "recall")]
+            table.add_row(line["choice"], f"{line['spoilt']:.1%}", str(line["grown"]), *more)
+        console.print(table)
+    console.print("Rows: " + ", ".join(f"{n:,} {what}" for what, n in said["rows"].items()))
+    console.print("Seconds: " + ", ".join(f"{stage} {s:,.0f}" for stage, s in said["seconds"].items()))
+    console.print(said["sentence"])
+    return console.export_text(styles=False)

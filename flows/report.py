@@ -1,0 +1,205 @@
+"""What the curation was worth: held-out accuracy of every arm with its interval, and where the rows went."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from flows import svg
+from storage.store import Store
+
+REPEATS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    scored: str
+    choice: str
+    chosen: str
+    adapter: str
+    results: str
+    heldout: str
+    validation: str
+    grown: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRun:
+    """Dataset ids of one whole loop; `arms` are held-out evaluations by name, the baselines' and the rounds'."""
+
+    seed: int
+    pool: str
+    guarded: str
+    arms: dict[str, str]
+    random_choice: str | None
+    rounds: list[Round]
+    adapters: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    name: str
+    mean: float
+    low: float
+    high: float
+    ahead: float | None = None  # of the random choice, paired over rows
+    ahead_low: float | None = None
+    ahead_high: float | None = None
+
+
+def arms(store: Store, runs: list[SeedRun]) -> list[Arm]:
+    """Accuracy of each arm with a 95 % interval: bootstrap over held-out rows, and over seeds where there are several."""
+    correct = {name: _correct(store, [run.arms[name] for run in runs]) for name in runs[0].arms}
+    baseline = correct.get("random")
+    drawn = _resamples(next(iter(correct.values())).shape)
+    out = []
+    for name, matrix in correct.items():
+        means = _means(matrix, drawn)
+        low, high = np.percentile(means, [2.5, 97.5])
+        arm = [name, float(matrix.mean()), float(low), float(high)]
+        if baseline is not None and name != "random":
+            difference = means - _means(baseline, drawn)
+            arm += [float(matrix.mean() - baseline.mean()), *map(float, np.percentile(difference, [2.5, 97.5]))]
+        out.append(Arm(*arm))
+    return out
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over rows."""
+    means = _means(values[None, :], _resamples((1, len(values))))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
+    """Per round: how well CLEAR told the spoilt rows, and how many of them the choice took."""
+    origin = store.read_side(run.pool, "origin").select("id", "line")
+    wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt)))
+    out = []
+    if run.random_choice:
+        out.append({"choice": "random", **_taken_share(store, run.random_choice, wrong)})
+    for number, round_ in enumerate(run.rounds, 1):
+        rows = store.read(round_.scored, ["id", "drop_reason", "clear_confidence"]).join(wrong, on="id")
+        judged = rows.drop_nulls("clear_confidence")
+        dropped = judged["drop_reason"].fill_null("").str.starts_with("clear-filter")
+        caught = int((dropped & judged["spoilt"]).sum())
+        out.append(
+            {
+                "choice": f"round {number}",
+                **_taken_share(store, round_.choice, wrong),
+                "auroc": auroc(judged["clear_confidence"].to_numpy(), ~judged["spoilt"].to_numpy()),
+                "precision": caught / max(int(dropped.sum()), 1),
+                "recall": caught / max(int(judged["spoilt"].sum()), 1),
+            }
+        )
+    return out
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive scores over a negative, ties counted half."""
+    ranks = pl.Series(score).rank("average").to_numpy()
+    n, m = positive.sum(), (~positive).sum()
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+
+
+def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
+    """Where the rows of the last round went, rejects of the import first."""
+    counts = dict(store.manifest(run.rounds[-1].scored).counts)
+    rejected = store.manifest(run.pool).counts.get("rejected", 0)
+    reasons = [(k.removeprefix("dropped by "), n) for k, n in counts.items() if k.startswith("dropped by ")]
+    grown = counts["rows"] - store.manifest(run.pool).counts["rows"]
+    return [
+        ("rejected on import", rejected),
+        ("rows", counts["rows"]),
+        ("grown", grown),
+        *reasons,
+        ("live", counts["live"]),
+    ]
+
+
+def seconds(store: Store, runs: list[SeedRun]) -> list[tuple[str, float]]:
+    """Seconds that each stage took when it was computed, over all rounds and seeds."""
+    seen: dict[str, str] = {}
+    stack = [d for run in runs for r in run.rounds for d in (r.results, r.choice, *r.grown)]
+    stack += [d for run in runs for d in (*run.arms.values(), *run.adapters)]
+    while stack:
+        dataset = stack.pop()
+        if dataset not in seen:
+            made = store.manifest(dataset)
+            seen[dataset] = made.step
+            stack += list(made.inputs.values())
+    out: dict[str, float] = {}
+    for dataset, step in seen.items():
+        out[step] = out.get(step, 0.0) + float(store.run_facts(dataset).get("seconds", 0.0))
+    return sorted(((k, round(v, 1)) for k, v in out.items() if v >= 0.05), key=lambda kv: -kv[1])
+
+
+def sentence(found: list[Arm], rows: int, seeds: int) -> str:
+    """What can be said in one plain sentence."""
+    rounds = [a for a in found if a.name.startswith("round")]
+    best = rounds[-1]
+    if best.ahead is None:
+        return f"The last round reached {best.mean:.1%} on the held-out rows."
+    amount = f"{abs(best.ahead) * 100:.1f} points ({best.ahead_low * 100:.1f} to {best.ahead_high * 100:.1f})"
+    over = f"{seeds} seeds" if seeds > 1 else "one seed"
+    if best.ahead_low > 0:
+        return f"The loop's choice beats a random choice of the same {rows} rows by {amount}, {over}."
+    if best.ahead_high < 0:
+        return f"The loop's choice is behind a random choice of the same {rows} rows: {amount}, {over}."
+    return f"No difference from a random choice of the same {rows} rows could be shown: {amount}, {over}."
+
+
+def markdown(
+    title: str, store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] | None, notes: list[str] = ()
+) -> str:
+    found = arms(store, runs)
+    out = [f"# {title}", "", sentence(found, budget_rows, len(runs)), ""]
+    out += ["| arm | held-out accuracy | 95 % interval | ahead of random |", "|---|---|---|---|"]
+    for a in found:
+        ahead = "" if a.ahead is None else f"{a.ahead:+.1%} ({a.ahead_low:+.1%} to {a.ahead_high:+.1%})"
+        out.append(f"| {a.name} | {a.mean:.1%} | {a.low:.1%} to {a.high:.1%} | {ahead} |")
+    out += ["", svg.image(svg.intervals([(a.name, a.mean, a.low, a.high) for a in found], "held-out accuracy")), ""]
+    if spoilt is not None:
+        out += _spoilt_table(store, runs, spoilt)
+    out += ["## Where the rows went", "", "| what | rows |", "|---|---|"]
+    out += [f"| {what} | {n:,} |" for what, n in drop_reasons(store, runs[0])]
+    out += ["", "## Seconds per stage", "", "| stage | seconds |", "|---|---|"]
+    took = seconds(store, runs)
+    out += [f"| {stage} | {s:,.1f} |" for stage, s in took] + [f"| all | {sum(s for _, s in took):,.1f} |", ""]
+    return "\n".join([*out, *notes])
+
+
+def _spoilt_table(store: Store, runs: list[SeedRun], spoilt: set[int]) -> list[str]:
+    origin = store.read_side(runs[0].pool, "origin")
+    share = origin["line"].is_in(list(spoilt)).mean()
+    out = [f"Of the pool, {share:.1%} of the rows carry a wrong answer.", ""]
+    out += ["| choice | spoilt | grown | AUROC of confidence | filter precision | filter recall |", "|---|---|---|---|---|---|"]
+    tables = [filter_quality(store, run, spoilt) for run in runs]
+    for lines in zip(*tables, strict=False):
+        mean = {k: float(np.mean([line[k] for line in lines])) for k in lines[0] if k != "choice"}
+        cells = [f"{mean['spoilt']:.1%}", f"{mean['grown']:.0f}"]
+        cells += [f"{mean[k]:.3f}" if k in mean else "" for k in ("auroc", "precision", "recall")]
+        out.append(f"| {lines[0]['choice']} | " + " | ".join(cells) + " |")
+    return [*out, ""]
+
+
+def _taken_share(store: Store, choice: str, wrong: pl.DataFrame) -> dict:
+    took = store.read(choice).filter("taken").join(wrong, on="id", how="left")
+    return {"spoilt": float(took["spoilt"].fill_null(False).mean() or 0.0), "grown": int(took["spoilt"].null_count())}
+
+
+def _correct(store: Store, evaluations: list[str]) -> np.ndarray:
+    """Held-out correctness, shape (seeds, rows), the rows in one order."""
+    frames = [store.read(d, ["id", "student_correct"]).sort("id") for d in evaluations]
+    return np.array([f["student_correct"].fill_null(False).to_numpy() for f in frames], dtype=float)
+
+
+def _resamples(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Seeds and rows drawn with replacement, the same for every arm, so that differences are paired."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, shape[0], (REPEATS, shape[0])), rng.integers(0, shape[1], (REPEATS, shape[1]))
+
+
+def _means(matrix: np.ndarray, drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    seeds, rows = drawn
+    return np.array([matrix[s][:, r].mean() for s, r in zip(seeds, rows, strict=True)])

@@ -1,0 +1,92 @@
+"""`thresher step NAME DATASET --setting value`: a command for each registered step, made from its config alone."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import annotated_types
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from curation.step import STEPS, Step
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="THRESHER_STORE", help="Folder of the store.", show_default=True)
+]
+
+
+def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+    """A command-line option for each setting, with its help text, bounds and default."""
+    return [_option(name, info) for name, info in model.model_fields.items() if name not in leave_out]
+
+
+def step_app(run: Callable[..., None]) -> typer.Typer:
+    """The `step` command with one sub-command per step; `run` gets the step and what was typed."""
+    app = typer.Typer(no_args_is_help=True, help="Run one curation or synthesis step on a dataset.")
+    for name in sorted(STEPS):
+        app.command(name, help=STEPS[name].help)(_command(STEPS[name], run))
+    return app
+
+
+def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(
+            "dataset",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            annotation=Annotated[str, typer.Argument(help="Name or id of the dataset.")],
+        ),
+        *options(step.config),
+    ]
+    for table, needed in step.tables.items():
+        about = typer.Option(f"--{table}", help=f"Name or id of the dataset with the {table}.")
+        default = inspect.Parameter.empty if needed else None
+        parameters.append(inspect.Parameter(table, keyword, annotation=Annotated[str | None, about], default=default))
+    for role in step.roles:
+        about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
+        parameters.append(inspect.Parameter(role, keyword, annotation=Annotated[str | None, about], default=None))
+        if role != "embedder":
+            about = typer.Option(f"--{role}-adapter", help=f"Adapter of the {role}: a dataset or a folder.")
+            parameters.append(
+                inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
+            )
+    about = typer.Option("--name", help="Name for what is made; DATASET.STEP if not given.")
+    parameters.append(inspect.Parameter("name", keyword, annotation=Annotated[str | None, about], default=None))
+    parameters.append(inspect.Parameter("store", keyword, annotation=StoreOption, default=Path(".thresher")))
+
+    def command(**typed: Any) -> None:
+        run(step, **typed)
+
+    command.__signature__ = inspect.Signature(parameters)
+    command.__name__ = step.name.replace("-", "_")
+    return command
+
+
+def _option(name: str, info: FieldInfo) -> inspect.Parameter:
+    bounds = [_bound(m) for m in info.metadata]
+    about = " ".join([info.description or "", *[f"[{b}]" for b in bounds if b]])
+    flag = f"--{name.replace('_', '-')}"
+    default = info.get_default(call_default_factory=True)
+    required = default is PydanticUndefined
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[info.annotation, typer.Option(flag, help=" ".join(about.split()), show_default=True)],
+        default=inspect.Parameter.empty if required else default,
+    )
+
+
+def _bound(metadata: Any) -> str:
+    match metadata:
+        case annotated_types.Ge(ge=bound):
+            return f"{bound} or more"
+        case annotated_types.Gt(gt=bound):
+            return f"over {bound}"
+        case annotated_types.Le(le=bound):
+            return f"{bound} or less"
+        case annotated_types.Lt(lt=bound):
+            return f"under {bound}"
+    return ""

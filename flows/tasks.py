@@ -1,0 +1,80 @@
+"""Prefect tasks: one import, one step, one training. Only names, settings and dataset ids cross their borders."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from curation.step import StepConfig, find_step
+from flows import cards
+from flows.engines import EngineSpec, leases
+from flows.progress import bar, say
+from flows.run import plan_step, run_step
+from flows.training import train_adapter
+from storage.importing import import_files
+from storage.store import Store, StoreError
+from training.sft import TrainConfig
+
+_PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
+
+
+@task(**_PLAIN)
+def bring_in(label: str, root: Path, file: Path, name: str) -> str:
+    """Import a file under a name."""
+    store = Store(root)
+    with _stage(label, store, name) as done, bar(label) as progress:
+        return done(import_files(store, [file], name, progress=progress).dataset)
+
+
+@task(**_PLAIN)
+def run_one_step(
+    label: str,
+    root: Path,
+    step_name: str,
+    settings: StepConfig,
+    rows: str,
+    tables: Mapping[str, str],
+    models: Mapping[str, EngineSpec],
+    name: str,
+) -> str:
+    """Run one step on a dataset and point a name at what it made."""
+    store, step = Store(root), find_step(step_name)
+    with _stage(label, store, name) as done, bar(label) as progress:
+        lease = leases({role: models[role] for role in step.roles}, store, progress)
+        return done(run_step(store, step, settings, rows, tables, lease, progress))
+
+
+@task(**_PLAIN)
+def train_one(
+    label: str, root: Path, rows: str, heldout: str, model: str, settings: Mapping[str, Any], name: str
+) -> str:
+    """Train an adapter on a choice; stops the run if a row of the held-out set has reached it."""
+    store, guard = Store(root), find_step("heldout-overlap")
+    guarded = run_step(store, guard, guard.config(), rows, {"heldout": heldout})
+    if reached := store.manifest(guarded).counts.get("dropped by heldout", 0):
+        raise StoreError(f"{reached} rows of {rows} stand in the held-out set; training on them is refused")
+    with _stage(label, store, name) as done, bar(label) as progress:
+        return done(train_adapter(store, rows, EngineSpec(model=model), TrainConfig(**settings), progress))
+
+
+@contextmanager
+def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]]:
+    """Says on the terminal what was made and how long it took; names it and publishes its card where it is new."""
+    before, started = set(store.ids()), time.monotonic()
+
+    def done(dataset: str) -> str:
+        store.name(name, dataset)
+        counts = store.manifest(dataset).counts
+        told = ", ".join(f"{n:,} {what}" for what, n in counts.items())
+        if dataset in before:
+            say(f"[dim]{label}: already there ({told})[/dim]")
+        else:
+            say(f"{label}: {told} [cyan]{time.monotonic() - started:.1f} s[/cyan]")
+            cards.publish(store, dataset)
+        return dataset
+
+    yield done
