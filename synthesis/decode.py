@@ -1,0 +1,219 @@
+"""The tensor half of the local engine: one shared prefix, batches padded on the left, and a short decoding loop.
+
+`transformers.generate` spends more time on itself than on a model of a few million parameters, prefills what all
+prompts share once per prompt, and copies its whole cache at every token. This does not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+_WORTH_SHARING = 8  # tokens; below this the second forward pass costs more than the prefix saves
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values, by layer, of the tokens that all prompts of a call begin with."""
+
+    length: int = 0
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    max_tokens: int
+    temperature: float
+    top_p: float
+    ends: tuple[int, ...]  # tokens that end an answer
+    context: int
+
+
+@dataclass(slots=True)
+class Answer:
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class _Layer(DynamicLayer):
+    """Writes new tokens into free slots behind the old ones; the library's layer copies everything at each token."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.slots, self.buffers = slots, None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if self.buffers is None or self.buffers[0].shape[-2] < stop:
+            batch, heads, _, width = key_states.shape
+            shape = (batch, heads, max(stop, self.slots), width)
+            fresh = (key_states.new_empty(shape), value_states.new_empty((*shape[:3], value_states.shape[-1])))
+            if start:
+                fresh[0][..., :start, :], fresh[1][..., :start, :] = self.keys, self.values
+            self.buffers = fresh
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.buffers[0][..., start:stop, :], self.buffers[1][..., start:stop, :] = key_states, value_states
+        self.keys, self.values = self.buffers[0][..., :stop, :], self.buffers[1][..., :stop, :]
+        return self.keys, self.values
+
+    def begin_with(self, keys: torch.Tensor, values: torch.Tensor, batch: int) -> None:
+        self.keys, self.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.buffers = None
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.buffers = None
+
+
+def shared_prefix(model: PreTrainedModel, prompts: list[list[int]], last: int = 1) -> Prefix:
+    """Prefill what all prompts begin with, leaving each at least `last` tokens of its own."""
+    length = common_length(prompts, last)
+    if length < _WORTH_SHARING or not _only_full_attention(model):
+        return Prefix()
+    ids = torch.tensor([prompts[0][:length]], device=model.device)
+    cache = Cache(layers=[_Layer(length) for _ in range(model.config.get_text_config().num_hidden_layers)])
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix(length, tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def common_length(prompts: list[list[int]], last: int = 1) -> int:
+    """How many tokens all prompts begin with, leaving each at least `last` of its own; 0 for one prompt."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return max(0, min(same, min(map(len, prompts)) - last))
+
+
+def batches(costs: list[int], budget: int) -> Iterator[list[int]]:
+    """Indexes grouped by cost, dearest first, such that group size times dearest cost stays within the budget."""
+    group: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        if group and (len(group) + 1) * costs[group[0]] > budget:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def last_logits(model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], keep: int) -> torch.Tensor:
+    """Logits after the last `keep` tokens of each row, float32; rows come without the prefix."""
+    _, mask, positions, ids = _padded(model, prefix, rows)
+    cache = _cache(model, prefix, len(rows), mask.shape[1]) if prefix.length else None
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=keep,
+    )
+    return out.logits.float()
+
+
+def decode(
+    model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], draws: torch.Tensor, how: Sampling
+) -> list[list[Answer]]:
+    """Answers of each row: `draws` is one number in [0, 1) per row, sample and token, so nothing else is random."""
+    n = draws.shape[1]
+    draws = draws.reshape(len(rows) * n, -1).to(model.device)
+    lengths, mask, positions, ids = _padded(model, prefix, rows)
+    cache = _cache(model, prefix, len(rows), mask.shape[1] + (how.max_tokens if n == 1 else 0))
+    logits = _next(model, ids, mask, positions, cache)
+    mask, positions, logits = (t.repeat_interleave(n, 0) for t in (mask, positions[:, -1:], logits))
+    if n > 1:
+        _widen(cache, n, mask.shape[1] + how.max_tokens)
+    answers = [Answer([], []) for _ in range(len(rows) * n)]
+    limits = [min(how.max_tokens, how.context - length) for length in lengths for _ in range(n)]
+    ends, live, done = set(how.ends), list(range(len(answers))), [False] * len(answers)
+    for step in range(how.max_tokens):
+        tokens, logprobs = _pick(logits, draws[live, step], how)
+        for i, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not done[i]:
+                answers[i].tokens.append(token)
+                answers[i].logprobs.append(logprob)
+                done[i] = token in ends or len(answers[i].tokens) >= limits[i]
+        if all(done[i] for i in live):
+            break
+        stay = [k for k, i in enumerate(live) if not done[i]]
+        if len(stay) <= 0.8 * len(live):  # leaving costs a copy of the cache, so finished answers leave in groups
+            live = [live[k] for k in stay]
+            chosen = torch.tensor(stay, device=model.device)
+            cache.batch_select_indices(chosen)
+            mask, positions, tokens = mask[chosen], positions[chosen], tokens[chosen]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        positions = positions + 1
+        logits = _next(model, tokens[:, None], mask, positions, cache)
+    return [answers[i : i + n] for i in range(0, len(answers), n)]
+
+
+def _next(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1].float()
+
+
+def _pick(logits: torch.Tensor, draw: torch.Tensor, how: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next token of each row and its log-probability under the model itself, before temperature and top-p."""
+    logprobs = logits.log_softmax(-1)
+    if how.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        odds = (logits / how.temperature).softmax(-1)
+        if how.top_p < 1:
+            ranked, order = odds.sort(dim=-1, descending=True, stable=True)
+            beyond = ranked.cumsum(-1) - ranked >= how.top_p
+            odds = odds.scatter(1, order, ranked.masked_fill(beyond, 0.0))
+        total = odds.cumsum(-1)
+        tokens = (total <= draw[:, None] * total[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _padded(
+    model: PreTrainedModel, prefix: Prefix, rows: list[list[int]]
+) -> tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Whole lengths, attention mask with the prefix, positions and tokens, padded between prefix and row."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=model.device)
+    own = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=model.device)
+    mask = torch.cat([own.new_ones(len(rows), prefix.length), own], 1)
+    positions = (own.cumsum(1) - 1).clamp(min=0) + prefix.length
+    return [prefix.length + len(r) for r in rows], mask, positions, ids
+
+
+def _cache(model: PreTrainedModel, prefix: Prefix, batch: int, slots: int) -> Cache:
+    if not _only_full_attention(model):
+        return DynamicCache(config=model.config)
+    layers = [_Layer(slots) for _ in range(model.config.get_text_config().num_hidden_layers)]
+    for layer, (keys, values) in zip(layers, prefix.layers, strict=False):
+        layer.begin_with(keys, values, batch)
+    return Cache(layers=layers)
+
+
+def _widen(cache: Cache, n: int, slots: int) -> None:
+    cache.batch_repeat_interleave(n)
+    for layer in cache.layers:
+        if isinstance(layer, _Layer):
+            layer.slots = slots
+
+
+def _only_full_attention(model: PreTrainedModel) -> bool:
+    """A sliding window counts slots, padding between prefix and row among them: such models share no prefix."""
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) is DynamicLayer for layer in layers)

@@ -1,0 +1,50 @@
+"""Which model this is, to the byte, without loading it or torch."""
+
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+
+# What decides what a model says: weights, config, tokenizer and chat template; not its card, nor adapters beside it.
+_DECIDES = re.compile(
+    r".*\.safetensors|.*\.safetensors\.index\.json|pytorch_model.*\.bin|(generation_)?config\.json|.*\.jinja|"
+    r"(added_|special_)?token.*|.*\.model|vocab\..*|merges\.txt|special_tokens_map\.json|"
+    r"modules\.json|sentence_bert_config\.json"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def fingerprint(kind: str, model: str | Path, dtype: str, adapter: str | Path | None = None) -> str:
+    """Kind, digest of everything that decides what the model says, dtype and adapter digest, in one line."""
+    parts = [kind, Path(model).name, folder_digest(Path(model)), dtype]
+    return ":".join([*parts, folder_digest(Path(adapter))] if adapter else parts)
+
+
+def folder_digest(folder: Path) -> str:
+    """12 digits over the files of a model or an adapter folder that decide what it says."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_own(folder, p)]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no model: no weights, config or tokenizer in it")
+    said = [[p.relative_to(folder).as_posix(), _digest_of(p)] for p in files]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    below = path.relative_to(folder).parts
+    adapter_below = any((folder.joinpath(*below[:i]) / "adapter_config.json").exists() for i in range(1, len(below)))
+    return (not adapter_below and _DECIDES.fullmatch(path.name) is not None) or below == ("adapter_config.json",)
+
+
+def _digest_of(path: Path) -> str:
+    target = path.resolve()
+    if _SHA256.fullmatch(target.name):  # the hub's cache names a large file by its own digest
+        return target.name
+    state = target.stat()
+    return _file_digest(target, state.st_mtime_ns, state.st_size)
+
+
+@functools.cache
+def _file_digest(path: Path, mtime: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,282 @@
+"""A language model in this process, with transformers, on the CPU or a small GPU."""
+
+import copy
+import gc
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from curation.step import Completion, Failed
+from storage.schema import Messages
+from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, shared_prefix
+from synthesis.fingerprint import fingerprint
+
+_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+
+
+class EngineError(Exception):
+    """The model or the adapter cannot do what is asked; the message names both."""
+
+
+class LocalEngine:
+    """Satisfies `curation.step.Engine`. Views made by `with_adapter` share the base model's weights.
+
+    What comes back depends on the arguments of the call alone. Log-probabilities are the model's own, before
+    temperature and top-p. The end token counts: as the last number of an answer that came to its end, and as the last
+    of `logprobs`, so that both are about the tokens that training learns from.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        identity: str | None = None,
+        device: str = "auto",
+        batch_tokens: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._base = _Base(str(model), device)
+        self._adapter: str | None = None
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS[device]
+        self.progress = progress
+        self.identity = identity or _identity(model, device)
+        if adapter is not None:
+            self._play(adapter, identity)
+
+    def with_adapter(self, folder: str | Path | None, identity: str | None = None) -> "LocalEngine":
+        """The same base model with another adapter, or with none; nothing of the base is loaded again."""
+        view = copy.copy(self)
+        view._play(folder, identity)
+        return view
+
+    def close(self) -> None:
+        """Free the memory; this engine and all its views are unusable afterwards."""
+        self._base.close()
+
+    def generate(
+        self,
+        prompts: list[Messages],
+        *,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[Completion]]:
+        how = Sampling(max_tokens, temperature, top_p, self._base.ends, self._base.context)
+        random = torch.Generator().manual_seed(seed)
+        draws = torch.rand((len(prompts), n, max_tokens), generator=random)
+        encoded = self._encode(prompts)
+        fitting, out = self._split(encoded, self._base.context - 1)
+        done: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
+        costs = {i: (len(encoded[i]) + max_tokens) * n for i in fitting}
+        with self._base.speaking(self._adapter) as model:
+            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+            for group in self._groups(fitting, costs):
+                rows = [encoded[i][prefix.length :] for i in group]
+                for i, answers in zip(group, decode(model, prefix, rows, draws[group], how), strict=True):
+                    texts = [self._base.text([t for t in a.tokens if t not in how.ends]) for a in answers]
+                    done[i] = [Completion(t, tuple(a.logprobs)) for t, a in zip(texts, answers, strict=True)]
+        return done
+
+    def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
+        """The forms "A" and " A" of an answer are summed where both are one token."""
+        forms = [self._base.forms(a) for a in answers]
+        encoded = self._encode(prompts)
+        fitting, done = self._split(encoded, self._base.context)
+        with self._base.speaking(self._adapter) as model:
+            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+            for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}):
+                logits = last_logits(model, prefix, [encoded[i][prefix.length :] for i in group], 1)[:, -1]
+                odds = logits.softmax(-1)
+                picked = torch.stack([odds[:, ids].sum(1) for ids in forms], 1).tolist()
+                for i, probabilities in zip(group, picked, strict=True):
+                    done[i] = probabilities
+        return done
+
+    def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
+        """Of the tokens that the model would have to say: the message's content and its end token."""
+        encoded = [self._encode_answered(c) for c in conversations]
+        tokens = [e if isinstance(e, Failed) else e[0] for e in encoded]
+        fitting, done = self._split(tokens, self._base.context)
+        if not fitting:
+            return done
+        spans = {i: len(encoded[i][0]) - encoded[i][1] for i in fitting}
+        with self._base.speaking(self._adapter) as model:
+            prefix = self._prefix_before_answers(model, [encoded[i] for i in fitting])
+            for group in self._groups(fitting, {i: len(tokens[i]) for i in fitting}):
+                keep = max(spans[i] for i in group) + 1
+                logits = last_logits(model, prefix, [tokens[i][prefix.length :] for i in group], keep)
+                for row, i in zip(logits, group, strict=True):
+                    said = torch.tensor(tokens[i][-spans[i] :], device=row.device)
+                    before = row[-spans[i] - 1 : -1].log_softmax(-1)
+                    done[i] = before.gather(1, said[:, None])[:, 0].tolist()
+        return done
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return [len(ids) for ids in self._base.tokens(texts)]
+
+    # ---- inside
+
+    def _play(self, adapter: str | Path | None, identity: str | None) -> None:
+        self._adapter = str(adapter) if adapter is not None else None
+        if self._adapter is not None:
+            self._base.load(self._adapter)
+        self.identity = identity or _identity(self._base.name, self._base.device, adapter)
+
+    def _encode(self, prompts: list[Messages]) -> list[list[int] | Failed]:
+        texts = [self._base.render(p, ask=True) for p in prompts]
+        ids = iter(self._base.tokens([t for t in texts if isinstance(t, str)]))
+        return [t if isinstance(t, Failed) else next(ids) for t in texts]
+
+    def _encode_answered(self, conversation: Messages) -> tuple[list[int], int] | Failed:
+        """Tokens up to the end of the last message, and how many of them come before it."""
+        ask, whole = self._base.render(conversation[:-1], ask=True), self._base.render(conversation, ask=False)
+        if isinstance(ask, Failed) or isinstance(whole, Failed):
+            return ask if isinstance(ask, Failed) else whole
+        if not whole.startswith(ask):
+            return Failed("the chat template writes the prompt differently once it is answered")
+        # tokenised as one text, as training does it: alone, the answer might begin with another token
+        ids, starts = self._base.tokens_and_starts(whole)
+        before = next((k for k, start in enumerate(starts) if start >= len(ask)), len(ids))
+        end = next((k for k in range(before, len(ids)) if ids[k] in self._base.ends), len(ids) - 1)
+        return (ids[: end + 1], before) if end >= before else Failed("the last message has no token")
+
+    def _prefix_before_answers(self, model: Any, encoded: list[tuple[list[int], int]]) -> Prefix:
+        """What all conversations begin with, kept short of every answer and of the token before it."""
+        return shared_prefix(model, [ids[:before] for ids, before in encoded])
+
+    def _split(self, encoded: list[Any], longest: int) -> tuple[list[int], list[Any]]:
+        """Which ones can be asked, and a failure in the place of each that cannot."""
+        out: list[Any] = [None] * len(encoded)
+        for i, ids in enumerate(encoded):
+            if isinstance(ids, Failed):
+                out[i] = ids
+            elif len(ids) > longest:
+                out[i] = Failed(f"{len(ids)} tokens do not fit the model's context of {self._base.context}")
+        return [i for i, failure in enumerate(out) if failure is None], out
+
+    def _groups(self, fitting: list[int], costs: dict[int, int]) -> Iterator[list[int]]:
+        done = 0
+        for group in batches([costs[i] for i in fitting], self.batch_tokens):
+            yield [fitting[k] for k in group]
+            done += len(group)
+            if self.progress:
+                self.progress(done, len(fitting))
+
+
+class _Base:
+    """One loaded model with its tokenizer and the adapters that were put on it."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name, self.device = name, device
+        quiet()
+        dtype = getattr(torch, DTYPES[device])
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if self.tokenizer.chat_template is None:
+            raise EngineError(f"{name} has no chat template: use a tuned model, or add a chat_template.jinja")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        self.model.to(device).eval().requires_grad_(False)
+        self.peft: Any = None
+        self.adapters: dict[str, str] = {}
+        self.lock = threading.RLock()
+        config = self.model.config.get_text_config()
+        self.context = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        self.ends = _ends(self.tokenizer, self.model)
+
+    def load(self, adapter: str) -> None:
+        from peft import PeftModel
+
+        with self.lock:
+            if adapter in self.adapters:
+                return
+            name = f"adapter{len(self.adapters)}"
+            try:
+                if self.peft is None:
+                    self.peft = PeftModel.from_pretrained(self.model, adapter, adapter_name=name)
+                else:
+                    self.peft.load_adapter(adapter, adapter_name=name)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise EngineError(f"{adapter} is no adapter of {self.name}: {error}") from error
+            self.peft.eval().requires_grad_(False)
+            self.adapters[adapter] = name
+
+    @contextmanager
+    def speaking(self, adapter: str | None) -> Iterator[Any]:
+        """The model with one adapter switched on, or none, for one caller at a time."""
+        if self.model is None:
+            raise EngineError(f"the engine of {self.name} was closed")
+        with self.lock, torch.inference_mode():
+            if self.peft is not None:
+                if adapter is None:
+                    self.peft.base_model.disable_adapter_layers()
+                else:
+                    self.peft.base_model.enable_adapter_layers()
+                    self.peft.set_adapter(self.adapters[adapter], inference_mode=True)
+            yield self.model
+
+    def close(self) -> None:
+        with self.lock:
+            self.model = self.peft = None
+            gc.collect()
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def render(self, messages: Messages, ask: bool) -> str | Failed:
+        said = [{k: v for k, v in m.items() if k in ("role", "content")} | _calls(m) for m in messages]
+        said = [{**m, "content": m["content"] or ""} for m in said]
+        try:
+            return self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
+        except TemplateError as error:
+            return Failed(f"the chat template refuses these messages: {error}")
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def tokens_and_starts(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def forms(self, answer: str) -> list[int]:
+        singles = sorted({ids[0] for ids in self.tokens([answer, " " + answer]) if len(ids) == 1})
+        if not singles:
+            raise ValueError(f"{answer!r} is not one token of {self.name}; choose needs answers of one token each")
+        return singles
+
+
+def quiet() -> None:
+    """No progress bars nor advice of the libraries between ours."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _calls(message: dict[str, str | None]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    return {"tool_calls": json.loads(calls)} if calls else {}
+
+
+def _ends(tokenizer: Any, model: Any) -> tuple[int, ...]:
+    named = model.generation_config.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    return tuple(sorted({t for t in [*listed, tokenizer.eos_token_id] if t is not None}))
+
+
+def _identity(model: str | Path, device: str, adapter: str | Path | None = None) -> str:
+    if Path(model).is_dir():
+        return fingerprint("local", model, DTYPES[device], adapter)
+    return ":".join(["local", str(model), DTYPES[device], *([str(adapter)] if adapter else [])])
