@@ -68,7 +68,7 @@ def run(
     if dry_run:
         from flows.estimate import estimate
 
-        return typer.echo(estimate(wanted, config.resolve().parent, _open(store)))
+        return typer.echo(estimate(wanted, config.resolve().parent))
     from flows.server import serving
 
     root = _open(store).root

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation.step import STEPS, StepConfig, find_step
+from curation.step import StepConfig, find_step
 
 
 class ConfigError(Exception):
@@ -146,7 +146,8 @@ def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
     first = wrong.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = sorted({*model.model_fields, *Budget.model_fields, *RoleModel.model_fields})
+        nested = [Budget, RoleModel, Use] if model is LoopConfig else []
+        known = sorted({name for kind in (model, *nested) for name in kind.model_fields})
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(model.model_fields)}"
         return f"unknown key {where!r}{hint}"
@@ -166,7 +167,3 @@ def _change(said: dict, change: str) -> None:
         said[int(last)] = yaml.safe_load(value)
     else:
         said[last] = yaml.safe_load(value)
-
-
-def step_names() -> list[str]:
-    return sorted(STEPS)

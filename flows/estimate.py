@@ -1,0 +1,82 @@
+"""What a run would take: rows, tokens, minutes and disk, before anything is done."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from flows.config import LoopConfig
+from flows.engines import model_folder
+from storage.reading import read_batches, tell_format
+from storage.schema import instruction, response
+from storage.store import StoreError
+
+# How often a step sends the tokens of each row through a model; a step that is not named here asks none.
+PASSES = {"perplexity": 1.0, "clear-score": 4.0}
+BACKWARD = 2.0  # cost of the LoRA backward pass, in forward passes
+EFFICIENCY = 0.4  # share of the machine's matrix speed that a small model reaches
+LONGEST = 1 << 15
+
+
+def estimate(config: LoopConfig, folder: Path) -> str:
+    """A few lines for a person; minutes are rough, grown rows are counted as if all were written."""
+    rows, tokens = _count(folder / config.pool, config.model)
+    held, held_tokens = _count(folder / config.heldout, config.model)
+    budget = config.budget
+    grown = sum(int(u.config().model_dump().get("rows", 0)) for u in config.feedback if "grow" in u.step or "llm" in u.step)
+    most = rows + grown * (budget.rounds - 1)
+    mean = tokens / max(rows, 1)
+    batch = int(config.train.get("batch_size", 16))
+    passes = sum(PASSES.get(use.step, 0.0) for use in config.score)
+    seeds = len(config.seeds)
+    scored = most * mean * passes
+    trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
+    trained = trainings * budget.optimizer_steps * batch * mean
+    tested = (trainings + 1) * held_tokens * 2 + seeds * budget.rounds * (budget.rows + rows * config.validation) * mean * 2
+    work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
+    minutes = work / (_matrix_speed() * EFFICIENCY) / 60
+    disk = (most * mean * 8 + most * 1600) * (1 + 0.3 * budget.rounds) * seeds / 2**20
+    return "\n".join(
+        [
+            f"{config.name}: nothing is done, this is what `thresher run` would take at most",
+            f"  rows     {rows:,} in the pool, {held:,} held out, up to {grown:,} grown a round",
+            f"  choices  {budget.rounds} rounds of {budget.rows:,} rows, {seeds} seeds, {trainings} training runs",
+            f"  tokens   {scored:,.0f} scored, {trained:,.0f} trained on, {tested:,.0f} evaluated",
+            f"  minutes  about {max(minutes, 0.1):,.1f} on this machine for the model's work",
+            f"  disk     about {disk + trainings * 3:,.0f} MB",
+        ]
+    )
+
+
+def _count(path: Path, model: str) -> tuple[int, float]:
+    """Rows of a file, and its tokens by a sample."""
+    from transformers import AutoTokenizer
+
+    if not path.exists():
+        raise StoreError(f"there is no file {path}; name one with `pool:` and `heldout:` in the config")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(model))
+    rows, texts = 0, []
+    for batch in read_batches(path, "estimate", tell_format(path) or "alpaca", LONGEST, Counter(), [0]):
+        rows += len(batch.rows)
+        if len(texts) < 2000:
+            texts += [f"{instruction(row[1])}\n{response(row[1])}" for row in batch.rows]
+    lengths = [len(t) + 4 for t in tokenizer(texts)["input_ids"]] if texts else [0]
+    return rows, float(np.mean(lengths)) * rows
+
+
+def _parameters(model: str) -> float:
+    """Parameters of a model by its config: embeddings and twelve hidden-by-hidden matrices a layer, roughly."""
+    said = json.loads((Path(model_folder(model)) / "config.json").read_text())
+    hidden, layers = said["hidden_size"], said["num_hidden_layers"]
+    return said["vocab_size"] * hidden + layers * (4 * hidden**2 + 3 * hidden * said.get("intermediate_size", 4 * hidden))
+
+
+def _matrix_speed() -> float:
+    """Floating-point operations a second of this machine's CPU, by a quarter second of matrix products."""
+    a, started, n = np.ones((768, 768), np.float32), time.perf_counter(), 0
+    while time.perf_counter() - started < 0.25:
+        a @ a
+        n += 1
+    return n * 2 * 768**3 / (time.perf_counter() - started)

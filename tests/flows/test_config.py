@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from flows import steps  # noqa: F401  registers every step
+from flows.config import ConfigError, load
+
+GOOD = "pool: raw.jsonl\nheldout: test.jsonl\n"
+
+
+def read(tmp_path, text, changes=()):
+    path = tmp_path / "loop.yaml"
+    path.write_text(text)
+    return load(path, list(changes))
+
+
+def test_defaults_and_the_name_of_the_folder(tmp_path):
+    config = read(tmp_path, GOOD)
+    assert (config.name, config.budget.rows, config.seeds) == (tmp_path.name, 700, [0])
+
+
+def test_the_shipped_example_loads():
+    assert load(Path(__file__).parents[2] / "examples/snips/loop.yaml").choose.step == "kmeans-quality"
+
+
+def test_set_reaches_into_lists_and_budgets(tmp_path):
+    text = GOOD + "score: [{step: clear-filter}]\n"
+    config = read(tmp_path, text, ["budget.rounds=2", "seeds=[1,2]", "score.0.with.threshold=0.25"])
+    assert config.budget.rounds == 2 and config.seeds == [1, 2]
+    assert config.score[0].config().threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "told"),
+    [
+        pytest.param(GOOD + "budgett: 3", [], "unknown key 'budgett'; did you mean 'budget'", id="unknown-key"),
+        pytest.param(GOOD + "budget: {rowz: 3}", [], "unknown key 'budget.rowz'; did you mean 'rows'", id="nested"),
+        pytest.param(GOOD + "budget: {rows: -3}", [], "'budget.rows'.*greater than or equal to 1", id="out-of-bounds"),
+        pytest.param("heldout: x", [], "'pool'", id="missing"),
+        pytest.param("a: [", [], "is not YAML", id="not-yaml"),
+        pytest.param("just text", [], "holds no keys", id="no-keys"),
+        pytest.param(GOOD, ["seeds"], "key=value", id="no-equals"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, changes, told):
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path, text, changes)
+
+
+def test_a_wrong_setting_of_a_step_names_step_and_setting(tmp_path):
+    with pytest.raises(ConfigError, match="step clear-filter.*treshold.*threshold"):
+        read(tmp_path, GOOD + "score: [{step: clear-filter, with: {treshold: 1}}]")
+    with pytest.raises(ConfigError, match="there is no config"):
+        load(tmp_path / "nowhere.yaml")

@@ -1,0 +1,91 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from flows import report
+from storage.schema import CHOICE, ORIGIN, ROW
+from storage.store import Manifest, Store, key_of
+from tests.rows import rows
+
+
+def sealed(store, name, frame, schema=ROW, kind="rows", **more):
+    part = store.put_part(key_of(name), frame, schema)
+    store.seal(Manifest(name, kind, name, 1, {}, {}, {}, ((part,),), **more))
+    store.note_run(name, seconds=1.5)
+    return name
+
+
+def evaluation(store, name, correct):
+    frame = rows(*[("q", "a")] * len(correct), student_correct=correct)
+    return sealed(store, name, frame)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds; round 1 is right on 90 of 100 rows, random on 70, the untuned model on 10."""
+    store, made = Store(tmp_path), []
+    pool = rows(*[("q", "a")] * 10)
+    origin = pl.DataFrame({"id": pool["id"], "file": "raw", "line": range(1, 11), "columns": None, "note": None})
+    part = store.put_part("origin", origin, ORIGIN)
+    sealed(store, "pool", pool, side={"origin": (part,)}, counts={"rows": 10, "live": 10, "rejected": 2})
+    reasons = ["clear-filter: low"] * 4 + [None] * 6
+    marked = pool.with_columns(
+        clear_confidence=pl.Series([0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]), drop_reason=pl.Series(reasons)
+    )
+    sealed(store, "scored", marked, counts={"rows": 10, "live": 6, "dropped by clear-filter": 4})
+    took = pl.DataFrame({"id": ["r4", "r5"], "taken": [True, True], "why": "x", "weight": 1.0, "round": 1})
+    sealed(store, "choice", took, CHOICE, "choice")
+    for seed in (0, 1):
+        arms = {
+            name: evaluation(store, f"{name}{seed}", [i < right for i in range(100)])
+            for name, right in (("untuned", 10), ("random", 70 + seed), ("round 1", 90 + seed))
+        }
+        round_ = report.Round("scored", "choice", "pool", "pool", "scored", arms["round 1"], "scored", [])
+        made.append(report.SeedRun(seed, "pool", "pool", arms, "choice", [round_], []))
+    return store, made
+
+
+def test_arms_have_their_mean_and_an_interval_around_it(runs):
+    found = {a.name: a for a in report.arms(*runs)}
+    assert found["random"].mean == pytest.approx(0.705)
+    assert found["random"].low < 0.66 < 0.75 < found["random"].high
+    assert found["round 1"].ahead == pytest.approx(0.2) and found["round 1"].ahead_low > 0.1
+    assert found["random"].ahead is None
+
+
+def test_the_difference_is_paired_over_rows(runs):
+    """Round 1 is right wherever random is, so its lead varies less than either accuracy."""
+    found = {a.name: a for a in report.arms(*runs)}
+    lead = found["round 1"].ahead_high - found["round 1"].ahead_low
+    apart = (found["round 1"].high - found["round 1"].low) + (found["random"].high - found["random"].low)
+    assert lead < apart
+
+
+def test_filter_quality_counts_what_was_caught(runs):
+    store, (run, _) = runs
+    random, first = report.filter_quality(store, run, {1, 2, 6})
+    assert first["precision"] == pytest.approx(2 / 4) and first["recall"] == pytest.approx(2 / 3)
+    assert random["spoilt"] == first["spoilt"] == pytest.approx(1 / 2)
+    assert first["auroc"] == pytest.approx(1 - 3 / 21)
+
+
+def test_auroc_of_ties_is_a_half():
+    assert report.auroc(np.array([1.0, 1.0, 1.0]), np.array([True, False, False])) == 0.5
+
+
+def test_the_sentence_says_what_the_interval_allows():
+    def said(low, high):
+        arm = report.Arm("round 3", 0.9, 0.8, 0.95, (low + high) / 2, low, high)
+        return report.sentence([arm], 700, 3)
+
+    assert "beats a random choice of the same 700 rows by 10.0 points (5.0 to 15.0)" in said(0.05, 0.15)
+    assert said(-0.05, 0.15).startswith("No difference")
+    assert "behind" in said(-0.15, -0.05)
+
+
+def test_the_page_counts_every_row_and_every_second(runs):
+    store, made = runs
+    page = report.markdown("Title", store, made, 700, {1, 2})
+    assert "| rejected on import | 2 |" in page and "| clear-filter | 4 |" in page and "| live | 6 |" in page
+    assert "20.0% of the rows carry a wrong answer" in page
+    assert dict(report.seconds(store, made))["random0"] == 1.5
