@@ -1,0 +1,230 @@
+"""The card of a dataset: a page of Markdown that says what it is, where it came from, and shows some of its rows.
+
+Text out of the data never reaches the page as markup. Punctuation that means anything to Markdown or HTML is written as
+numeric entities, which neither reads as structure, so a row shows as what it says and can do nothing.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import polars as pl
+
+from flows import svg
+from flows.sampling import numbers_and_words, sample_rows
+from storage.schema import ROW
+from storage.store import Manifest, Store
+
+SAMPLES = 10
+LONGEST = 8000  # characters of one text; a card is loaded with the list of all cards, so it stays small
+_STRUCTURE = re.compile(r"[^\w\s,;'()?!/-]|_", re.ASCII)
+_TITLE = re.compile(r"(?!www)[\w-]+(\.[\w-]+)*", re.ASCII)  # a heading shows entities as written, so only plain names
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_HISTOGRAMS = 12
+_GAP = "&nbsp;" * 4  # Prefect's style sheet leaves no room between cells
+_LAYERS, _BOXES = 5, 24
+
+
+def card(store: Store, dataset: str, links: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The page; `links` says where the cards of other datasets are, and under `table` the table of sample rows."""
+    made = store.manifest(dataset)
+    numbers = numbers_and_words(store, made)
+    blocks = [
+        f"# {title(store, dataset)}" if _TITLE.fullmatch(title(store, dataset)) else "",
+        _facts(store, made, links),
+        _counts(made, numbers),
+        _drawings(made, numbers),
+        _lineage(store, made),
+        _files(store, made),
+        _samples(sample_rows(store, dataset, SAMPLES)) if made.kind != "adapter" else "",
+        f'<p><a href="{links["table"]}">More rows, as a table that can be searched</a></p>' if "table" in links else "",
+        f"<p>In a terminal: {_code(f'thresher show {title(store, dataset, or_step=False)}')}</p>",
+    ]
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def names_of(store: Store, dataset: str) -> list[str]:
+    return [name for name, target in store.names().items() if target == dataset]
+
+
+def title(store: Store, dataset: str, or_step: bool = True) -> str:
+    names = names_of(store, dataset)
+    return names[0] if names else store.manifest(dataset).step if or_step else dataset
+
+
+def text(said: object, longest: int = LONGEST) -> str:
+    """Text as Markdown and HTML that show exactly it. Line ends become <br>, so the result is one line."""
+    whole = said if isinstance(said, str) else str(said)
+    shown = whole[:longest]
+    shown = _INVISIBLE.sub(lambda m: f"\u27e8U+{ord(m[0]):04X}\u27e9", shown.replace("\r\n", "\n"))
+    shown = _STRUCTURE.sub(lambda m: f"&#{ord(m[0])};" if ord(m[0]) < 128 else m[0], shown)
+    shown = re.sub(r"(?m)^ +|\t", lambda m: "&nbsp;" * (4 if m[0] == "\t" else len(m[0])), shown)
+    if len(shown.encode()) > 3 * longest > 300:
+        return text(whole, longest // 2)
+    left = len(whole) - longest
+    more = f" <em>… {left:,} more characters</em>" if left > 0 else ""
+    return shown.replace("\n", "<br>") + more
+
+
+def _code(said: object) -> str:
+    return f"<code>{text(said, 300)}</code>"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """As HTML: Prefect's Markdown tables show entities as they are written and drop code and links."""
+    titles = "".join(f'<th align="left">{h}{_GAP}</th>' for h in head)
+    rows = ["<tr>" + "".join(f"<td>{cell}{_GAP}</td>" for cell in line) + "</tr>" for line in lines]
+    top = f"<thead><tr>{titles}</tr></thead>" if any(head) else ""
+    return f'<table cellpadding="4">{top}<tbody>{"".join(rows)}</tbody></table>' if rows else ""
+
+
+def _facts(store: Store, made: Manifest, links: Mapping[str, str]) -> str:
+    names = names_of(store, made.id)
+    named = {dataset: name for name, dataset in reversed(store.names().items())}
+    lines = [
+        ("names", ", ".join(_code(n) for n in names) or "none"),
+        ("dataset", _code(made.id)),
+        ("kind", made.kind),
+        ("made by", f"{_code(made.step)} version {made.version}"),
+        *[(f"model: {text(role)}", _code(identity)) for role, identity in made.engines.items()],
+        *[(f"input: {text(role)}", _dataset(d, named, links)) for role, d in made.inputs.items()],
+        *[(f"setting: {text(key)}", _code(_json(value))) for key, value in made.config.items()],
+    ]
+    if (seconds := store.run_facts(made.id).get("seconds")) is not None:
+        lines.append(("took", f"{text(seconds)} s"))
+    return _table(["", ""], lines)
+
+
+def _dataset(dataset: str, named: Mapping[str, str], links: Mapping[str, str]) -> str:
+    shown = f"{_code(named[dataset])} {_code(dataset)}" if dataset in named else _code(dataset)
+    return f'{shown} <a href="{links[dataset]}">card</a>' if dataset in links else shown
+
+
+def _counts(made: Manifest, numbers: pl.DataFrame) -> str:
+    total = made.counts.get("rows", 0)
+    lines = [
+        (text(what), f"{n:,}", f"{n / total:.1%}" if total and isinstance(n, int) else "")
+        for what, n in sorted(
+            made.counts.items(), key=lambda c: (c[0] not in ("rows", "live", "taken"), c[0] != "rows")
+        )
+    ]
+    blocks = ["## Counts", _table(["", "count", "share"], lines) or "Nothing was counted."]
+    if made.kind == "choice" and {"taken", "why"} <= set(numbers.columns):
+        why = numbers.group_by("taken", "why").len().sort("taken", "len", "why", descending=[True, True, False])
+        blocks.append(
+            _table(["taken", "why", "rows"], [(str(t), text(w, 200), f"{n:,}") for t, w, n in why.head(20).iter_rows()])
+        )
+    if "drop_reason" in numbers.columns and numbers["drop_reason"].null_count() < numbers.height:
+        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"[0-9]+(\.[0-9]+)?", "#")
+        reasons = why.alias("why").value_counts(sort=True).head(12)
+        blocks.append(
+            _table(
+                ["dropped because", f"of the first {numbers.height:,}" if numbers.height < total else "rows"],
+                [(text(w, 200), f"{n:,}") for w, n in reasons.iter_rows()],
+            )
+        )
+    return "\n\n".join(b for b in blocks if b)
+
+
+def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
+    if {"step", "loss"} <= set(numbers.columns):
+        points = numbers.select(pl.col("step", "loss").cast(pl.Float64)).drop_nulls()
+        return "## Training\n\n" + svg.image(svg.curve(list(points.iter_rows()), "training loss"), "loss over steps")
+    own = [c for c in numbers.columns if c not in ROW.names and not c.endswith("_threshold")]
+    scores = [c for c in own if numbers[c].dtype.is_numeric() and numbers[c].dtype != pl.Boolean]
+    if not scores:
+        return ""
+    lines, images = [], []
+    for column in scores:
+        values = numbers[column].cast(pl.Float64)
+        finite = values.filter(values.is_finite().fill_null(False))
+        middle = [finite.min(), finite.median(), finite.mean(), finite.max()] if finite.len() else [None] * 4
+        missing = numbers.height - finite.len()
+        lines.append((_code(column), *["" if v is None else svg.short(v) for v in middle], f"{missing:,}"))
+        if len(images) < _HISTOGRAMS:
+            drawn = svg.histogram(finite.to_list(), _threshold(made, numbers, column), column)
+            images.append(svg.image(drawn, f"histogram of {column}" if column.isidentifier() else "histogram"))
+    seen = f" of {numbers.height:,} rows from both ends" if numbers.height < made.counts.get("rows", 0) else ""
+    table = _table(["column", "least", "median", "mean", "most", "missing"], lines)
+    return f"## Scores{seen}\n\n{table}\n\n{' '.join(images)}"
+
+
+def _threshold(made: Manifest, numbers: pl.DataFrame, column: str) -> float | None:
+    if column != "clear_confidence":
+        return None
+    if "clear_threshold" in numbers.columns and (known := numbers["clear_threshold"].drop_nulls()).len():
+        return float(known[0])
+    return made.config.get("threshold") if made.step == "clear-filter" else None
+
+
+def _lineage(store: Store, made: Manifest) -> str:
+    """The datasets that this one was made of, drawn from their manifests; the nearest ones where there are many."""
+    named = {dataset: name for name, dataset in reversed(store.names().items())}
+    near, edges, layer, cut = {made.id: made}, [], [made.id], False
+    for _ in range(_LAYERS):
+        above: list[str] = []
+        for child in layer:
+            for parent in near[child].inputs.values():
+                if not store.exists(parent) or (parent not in near and len(near) >= _BOXES):
+                    cut = True
+                    continue
+                edges.append((parent, child))
+                if parent not in near:
+                    near[parent] = store.manifest(parent)
+                    above.append(parent)
+        layer = above
+    cut = cut or any(near[d].inputs for d in layer)
+    boxes = {
+        d: [m.step, named.get(d, d.removeprefix(m.step + "-")), _size(m)]
+        for d, m in sorted(near.items(), key=lambda x: x[0])
+    }
+    note = "\n\nOnly the nearest are drawn; each has a card of its own." if cut else ""
+    return f"## Lineage\n\n{svg.image(svg.lineage(boxes, edges, made.id), 'lineage')}{note}"
+
+
+def _size(made: Manifest) -> str:
+    if "taken" in made.counts:
+        return f"{made.counts['taken']:,} of {made.counts['rows']:,} taken"
+    if "live" in made.counts:
+        return f"{made.counts['live']:,} live of {made.counts['rows']:,}"
+    return f"{made.counts['rows']:,} rows" if "rows" in made.counts else f"files: {len(made.files)}"
+
+
+def _files(store: Store, made: Manifest) -> str:
+    folder = store.files(made.id)
+    lines = [
+        (_code(name), f"{(folder / name).stat().st_size:,}" if (folder / name).exists() else "gone", _code(digest[:16]))
+        for name, digest in made.files.items()
+    ]
+    return "## Files\n\n" + _table(["file", "bytes", "sha256 begins with"], lines) if lines else ""
+
+
+def _samples(rows: pl.DataFrame) -> str:
+    """Rows in full. One HTML block without blank lines, so that Markdown leaves it alone."""
+    if rows.is_empty():
+        return "## Sample rows\n\nThere are no rows."
+    if "instruction" not in rows.columns:
+        cells = [["" if v is None else text(_json(v), 200) for v in row] for row in rows.iter_rows()]
+        return "## Sample rows\n\n" + _table([text(c) for c in rows.columns], cells)
+    lines = []
+    for row in rows.iter_rows(named=True):
+        said = {name: row.pop(name) for name in ("instruction", "response") if name in row}
+        reason, id_ = row.pop("drop_reason", None), row.pop("id", None)
+        head = " ".join(filter(None, [_code(id_) if id_ else "", text(reason, 200) if reason else "", _taken(row)]))
+        first = text(svg.cut(" ".join(str(said.get("instruction", "")).split()), 90))
+        lines.append(f"<details><summary>{head} {first}</summary>")
+        lines += [f"<p><strong>{name}</strong><br>{text(value)}</p>" for name, value in said.items()]
+        rest = [f"{text(k)} {_code(_json(v))}" for k, v in row.items() if v is not None]
+        lines.append(f"<p>{' &nbsp; '.join(rest)}</p>")
+        lines.append("</details>")
+    return "## Sample rows\n\n" + "\n".join(lines)
+
+
+def _taken(row: dict[str, object]) -> str:
+    return "" if "taken" not in row else "taken" if row["taken"] else "not taken"
+
+
+def _json(value: object) -> str:
+    value = float(f"{value:.6g}") if isinstance(value, float) else value
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

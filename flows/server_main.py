@@ -1,0 +1,87 @@
+"""The store's own Prefect server, as a process: `python -P server_main.py <home> <port, or 0 for any>`.
+
+It runs for as long as some process holds <home>/users.lock shared, and no longer. The kernel takes that lock from a
+process that dies, however it dies, so no server is left behind; it is not a child's tie to one parent, because others
+may have come to use the same server meanwhile.
+
+This file is run by path and imports nothing of ours: it must start fast.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+
+def main() -> None:
+    home, port = Path(sys.argv[1]), int(sys.argv[2])
+    alive = (home / "server.lock").open("w")
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("another process runs the Prefect server of this store")
+    listener = _bind(home, port)
+    url = f"http://{HOST}:{listener.getsockname()[1]}"
+    threading.Thread(target=_stop_when_unused, args=(home,), daemon=True).start()
+    _put(home / "server.json", {"pid": os.getpid(), "port": listener.getsockname()[1], "url": url})
+    os.environ["PREFECT_UI_API_URL"] = f"{url}/api"
+    # Prefect answers pages of any origin by default, so that any web page could read the rows out of the browser.
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"{url},{url.replace(HOST, 'localhost')}"
+    _serve(listener)
+
+
+def _serve(listener: socket.socket) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _bind(home: Path, port: int) -> socket.socket:
+    """The port asked for; else the one of the last time, so that open pages and bookmarks go on; else any."""
+    try:
+        last = json.loads((home / "server.json").read_text())["port"]
+    except (OSError, ValueError, KeyError):
+        last = 0
+    for wanted in [port] if port else [last, 0]:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, wanted))
+            return listener
+        except OSError as error:
+            refused = error
+            listener.close()
+    sys.exit(f"port {port} of {HOST} cannot be had ({refused.strerror}); choose another with --port")
+
+
+def _stop_when_unused(home: Path) -> None:
+    with (home / "users.lock").open("a") as users:
+        while True:
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.5)
+        # The lock is kept while stopping: who comes now waits for it, and then starts a server of its own.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(8)
+        os._exit(1)
+
+
+def _put(path: Path, content: dict[str, object]) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

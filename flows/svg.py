@@ -1,0 +1,191 @@
+"""Small drawings for cards and reports, as SVG text. Mid-tone colours, no background: for white pages and dark."""
+
+import base64
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+TEXT = "#7b7f87"  # contrast of 4 to 1 on white and on black
+FAINT = "#9aa0ab"
+FILL = "#5b8def"
+FILL_SOFT = "#4a6fb3"
+MARK = "#d9534f"
+_FONT = "font-family='system-ui,sans-serif' font-size='12'"
+_UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # one of these and no browser draws
+
+
+def image(svg: str, alt: str = "") -> str:
+    """The drawing as an HTML image that carries its data, which Markdown pages show."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def histogram(values: Iterable[float | None], threshold: float | None = None, title: str = "") -> str:
+    """How often each value comes; the threshold as a dashed line, what lies under it in grey."""
+    found = sorted(v for v in values if v is not None and math.isfinite(v))
+    width, height, left, top, bottom = 350, 170, 10, 30, 22
+    if not found:
+        return _svg(width, 60, _text(left, 18, title, bold=True) + _text(left, 42, "no values"))
+    low, high = _range([*found, *([threshold] if _drawable(threshold) else [])])
+    bins = _bins(found, low, high)
+    tallest, step, inner = max(bins), (width - 2 * left) / len(bins), height - top - bottom
+    body = [_text(left, 18, title, bold=True), _text(width - left, 18, f"highest bar {tallest:,}", "end", FAINT)]
+    for i, n in enumerate(bins):
+        tall = max(inner * n / tallest, 1.5 if n else 0)
+        gap = min(2.0, step / 5)
+        under = _drawable(threshold) and low + (i + 0.5) * (high - low) / len(bins) <= threshold
+        body.append(_rect(left + i * step + gap / 2, top + inner - tall, step - gap, tall, FAINT if under else FILL))
+    body.append(_line(left, top + inner + 0.5, width - left, top + inner + 0.5, FAINT))
+    body += [_text(left, height - 6, short(low)), _text(width - left, height - 6, short(high), "end")]
+    if _drawable(threshold):
+        x = left + (width - 2 * left) * (threshold - low) / (high - low)
+        body.append(_line(x, top - 4, x, top + inner, MARK, dash=True))
+        body.append(_text(min(max(x, 60), width - 60), height - 6, f"threshold {short(threshold)}", "middle", MARK))
+    return _svg(width, height, "".join(body))
+
+
+def curve(points: Sequence[tuple[float, float]], title: str = "", x_name: str = "step") -> str:
+    """A line through (x, y) points, such as a loss over steps."""
+    points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    width, height, left, right, top, bottom = 520, 200, 52, 12, 30, 24
+    if not points:
+        return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
+    x0, x1 = _range([x for x, _ in points])
+    y0, y1 = _range([y for _, y in points])
+    wide, tall = width - left - right, height - top - bottom
+    path = " ".join(
+        f"{left + wide * (x - x0) / (x1 - x0):.1f},{top + tall * (y1 - y) / (y1 - y0):.1f}" for x, y in points
+    )
+    body = [
+        _text(10, 18, title, bold=True),
+        _line(left, top + tall + 0.5, width - right, top + tall + 0.5, FAINT),
+        _line(left - 0.5, top, left - 0.5, top + tall, FAINT),
+        f"<polyline points='{path}' fill='none' stroke='{FILL}' stroke-width='2' stroke-linejoin='round'/>",
+        _text(left - 6, top + 10, short(y1), "end"),
+        _text(left - 6, top + tall, short(y0), "end"),
+        _text(left, height - 6, f"{x_name} {short(x0)}"),
+        _text(width - right, height - 6, short(x1), "end"),
+    ]
+    return _svg(width, height, "".join(body))
+
+
+def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "") -> str:
+    """One line per (label, mean, low, high): a bar up to the mean, a whisker over the interval."""
+    width, left, right, row, top = 640, 200, 76, 28, 34
+    finite = [v for _, *numbers in items for v in numbers if math.isfinite(v)]
+    if not finite:
+        return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
+    low, high = _range([0.0, *finite])
+
+    def place(value: float) -> float:
+        return left + (width - left - right) * (value - low) / (high - low)
+
+    body = [_text(10, 18, title, bold=True)]
+    for i, (label, mean, least, most) in enumerate(items):
+        y = top + i * row
+        body.append(_text(left - 8, y + 15, cut(label, 28), "end"))
+        if not all(math.isfinite(v) for v in (mean, least, most)):
+            body.append(_text(left + 4, y + 15, "no value"))
+            continue
+        x, x0, x1 = place(mean), place(least), place(most)
+        body.append(_rect(min(x, place(0.0)), y + 2, abs(x - place(0.0)), row - 10, FILL))
+        body += [_line(x0, y + 11, x1, y + 11, TEXT, 2), *[_line(e, y + 6, e, y + 16, TEXT, 2) for e in (x0, x1)]]
+        body.append(_text(width - right + 8, y + 15, short(mean)))
+    body.append(_line(place(0.0), top - 4, place(0.0), top + len(items) * row, FAINT))
+    return _svg(width, top + len(items) * row + 6, "".join(body))
+
+
+def lineage(nodes: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]], current: str | None = None) -> str:
+    """Boxes from left to right, each `id: lines of text`, with an arrow for every (from, to)."""
+    edges = [(a, b) for a, b in dict.fromkeys(edges) if a in nodes and b in nodes and a != b]
+    layer = _layers(list(nodes), edges)
+    columns: dict[int, list[str]] = {}
+    for node in nodes:
+        columns.setdefault(layer[node], []).append(node)
+    wide, gap, row = 172, 34, 22 + 16 * max((len(lines) for lines in nodes.values()), default=1)
+    tallest = max((len(c) for c in columns.values()), default=1)
+    height = tallest * row + 4
+    at = {
+        node: (x * (wide + gap) + 2, (height - len(column) * row) / 2 + i * row)
+        for x, column in columns.items()
+        for i, node in enumerate(column)
+    }
+    box = row - 12
+    body = [_arrow(at[a][0] + wide, at[a][1] + box / 2, at[b][0], at[b][1] + box / 2) for a, b in edges]
+    for node, lines in nodes.items():
+        x, y = at[node]
+        body.append(_rect(x, y, wide, box, FILL_SOFT if node != current else "#2f7d5b", 6))
+        for i, line in enumerate(lines):
+            text = _text(x + wide / 2, y + 18 + 16 * i, cut(str(line), 25), "middle", "#ffffff", bold=not i)
+            body.append(text)
+    return _svg(len(columns) * (wide + gap) - gap + 4 if columns else 10, height, "".join(body))
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _layers(nodes: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
+    """How far each node is from where the data came in, along the longest way."""
+    layer = dict.fromkeys(nodes, 0)
+    for _ in nodes:  # a graph without rings settles in as many turns as it has nodes
+        moved = False
+        for a, b in edges:
+            if layer[b] < layer[a] + 1:
+                layer[b], moved = layer[a] + 1, True
+        if not moved:
+            break
+    return layer
+
+
+def _bins(found: Sequence[float], low: float, high: float) -> list[int]:
+    whole = all(float(v).is_integer() for v in found) and high - low <= 40
+    n = int(high - low) + 1 if whole and float(low).is_integer() and float(high).is_integer() else 30
+    bins = [0] * n
+    for v in found:
+        bins[min(int((v - low) / (high - low) * n), n - 1)] += 1
+    return bins
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        spread = abs(low) / 10 or 0.5
+        return low - spread, high + spread
+    return low, high
+
+
+def _drawable(threshold: float | None) -> bool:
+    return threshold is not None and math.isfinite(threshold)
+
+
+def _svg(width: float, height: float, body: str) -> str:
+    size = f"width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.0f} {height:.0f}'"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} {_FONT}>{body}</svg>"
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", fill: str = TEXT, bold: bool = False) -> str:
+    weight = " font-weight='600'" if bold else ""
+    said = html.escape(_UNDRAWABLE.sub("\ufffd", text))
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{fill}'{weight}>{said}</text>"
+
+
+def _rect(x: float, y: float, width: float, height: float, fill: str, round_: int = 1) -> str:
+    return f"<rect x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' rx='{round_}' fill='{fill}'/>"
+
+
+def _line(x0: float, y0: float, x1: float, y1: float, stroke: str, width: int = 1, dash: bool = False) -> str:
+    dashes = " stroke-dasharray='5 3' stroke-width='2'" if dash else f" stroke-width='{width}'"
+    return f"<line x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}' stroke='{stroke}'{dashes}/>"
+
+
+def _arrow(x0: float, y0: float, x1: float, y1: float) -> str:
+    bend = (x1 - x0) / 2
+    path = f"M{x0:.1f},{y0:.1f} C{x0 + bend:.1f},{y0:.1f} {x1 - bend:.1f},{y1:.1f} {x1 - 7:.1f},{y1:.1f}"
+    head = f"M{x1 - 9:.1f},{y1 - 5:.1f} L{x1 - 1:.1f},{y1:.1f} L{x1 - 9:.1f},{y1 + 5:.1f} Z"
+    return f"<path d='{path}' fill='none' stroke='{TEXT}' stroke-width='1.5'/><path d='{head}' fill='{TEXT}'/>"
