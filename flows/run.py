@@ -135,9 +135,10 @@ def _projected(shard: Shard, wanted: set[str]) -> Shard:
     seen: set[str] = set()
     kept = []
     for part in reversed(shard):  # a later part hides the same column of an earlier one
-        columns = tuple(c for c in part.columns if c in wanted and c not in seen)
+        mine = wanted if part is shard[0] else wanted - {"id"}  # every part has the ids; the rows' own is always kept
+        columns = tuple(c for c in part.columns if c in mine and c not in seen)
         seen.update(columns)
-        if set(columns) - {"id"} or part is shard[0]:
+        if columns or part is shard[0]:
             kept.append(Part(part.file, part.rows, part.digest, columns))
     return tuple(reversed(kept))
 
