@@ -3,9 +3,9 @@
 Confidence is BSDetector's (arXiv 2308.16175): k sampled answers are compared with the given one, and the model is
 asked twice whether the given answer is right.
 
-    consistency o_i = alpha * similarity(y, y_i) + (1 - alpha) * [y = y_i],  O = mean of o_i     alpha = 0.8, k = 5, T = 1
+    consistency o_i = alpha * similarity(y, y_i) + (1 - alpha) * [y = y_i],  O = mean of o_i   alpha 0.8, k 5, T 1
     reflection  S   = mean of two choices between A = 1, B = 0, C = 0.5
-    confidence  C   = beta * O + (1 - beta) * S                                                   beta = 0.7
+    confidence  C   = beta * O + (1 - beta) * S                                                 beta 0.7
 
 The paper's similarity is the non-contradiction of an NLI model. Where there is none, as offline, it is the cosine of
 sentence embeddings, a named deviation; `exact` leaves similarity out.
@@ -153,9 +153,7 @@ def _one_hot(letters: list[str]) -> np.ndarray | None:
     return np.array([float(letter == letters[-1]) for letter in LETTERS]) if letters else None
 
 
-def _consistency(
-    given: list[str], sampled: list[list[Completion]], cfg: ClearScore, embedder: Embedder
-) -> np.ndarray:
+def _consistency(given: list[str], sampled: list[list[Completion]], cfg: ClearScore, embedder: Embedder) -> np.ndarray:
     """O of each row; NaN where no answer could be sampled."""
     pairs = [
         (row, normalised(y), normalised(s.text))

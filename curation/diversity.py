@@ -75,7 +75,9 @@ def cluster(rows: pl.DataFrame, cfg: Cluster) -> pl.DataFrame:
 def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = None) -> pl.DataFrame:
     """Split the budget over clusters by weight, then draw within each in proportion to quality."""
     if cfg.quality not in rows.columns:
-        raise StepError(f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it")
+        raise StepError(
+            f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
+        )
     pool = rows.filter(pl.col("split") != "validation") if "split" in rows.columns else rows
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len()).sort("diversity_cluster")
     if weights is None:

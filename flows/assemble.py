@@ -13,7 +13,11 @@ def together(store: Store, datasets: list[str]) -> str:
         return datasets[0]
     sources = [store.manifest(d) for d in datasets]
     made = _manifest("together", {}, dict(zip(map(str, range(len(datasets))), datasets, strict=True)), sources)
-    return made.id if store.exists(made.id) else store.seal(with_counts(store, made, [s for m in sources for s in m.shards]))
+    return (
+        made.id
+        if store.exists(made.id)
+        else store.seal(with_counts(store, made, [s for m in sources for s in m.shards]))
+    )
 
 
 def taken(store: Store, rows: str, choice: str) -> str:
@@ -25,7 +29,9 @@ def taken(store: Store, rows: str, choice: str) -> str:
     ids = store.read(choice).filter("taken").select("id")
     picked = store.read(rows, ROW.names).join(ids, on="id", how="semi", maintain_order="left")
     if picked.height != ids.height or picked["drop_reason"].null_count() != picked.height:
-        raise StoreError(f"choice {choice} took rows that {rows} does not have or has dropped; choose again from {rows}")
+        raise StoreError(
+            f"choice {choice} took rows that {rows} does not have or has dropped; choose again from {rows}"
+        )
     return store.seal(with_counts(store, made, [(store.put_part(key_of(made.id), picked, ROW),)]))
 
 

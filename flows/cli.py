@@ -48,7 +48,8 @@ def import_(
 
     with bar(f"import {name}") as progress:
         found = import_files(_open(store), files, name, format, progress=progress)
-    say(f"{name}: {found.rows:,} rows as {found.format}, {found.rejected:,} rejected ({found.dataset})")
+    took = ", ".join(f"{file} as {kind}" for file, kind in found.formats.items())
+    say(f"{name}: {found.rows:,} rows, {found.rejected:,} rejected; took {took} ({found.dataset})")
     if found.rejected:
         say(f"`thresher show {name} --rejects` lists them")
         raise typer.Exit(REJECTED)
@@ -63,7 +64,7 @@ def run(
     as_json: AsJson = False,
     store: Where = Path(".thresher"),
 ) -> None:
-    """Run the loop: import, score, choose, train, evaluate, feed back and round again, then report what it was worth."""
+    """Run the loop: import, score, choose, train, evaluate, feed back, round again; then report what it was worth."""
     wanted = load(config, set_)
     if dry_run:
         from flows.estimate import estimate
@@ -72,13 +73,13 @@ def run(
     from flows.server import serving
 
     root = _open(store).root
-    with serving(root) as server:
+    with serving(root):
         from flows.loop import improve
         from flows.publish import publish_report
 
         runs = improve(wanted, config.resolve().parent, root)
         found = publish_report(wanted, config.resolve().parent, Store(root), runs)
-        say(f"report: {found.url or found.path}; datasets: {server.url}/artifacts")
+        say(f"report: {found.path} and {found.url}; datasets: `thresher ui`")
     if report:
         report.write_text(found.markdown, encoding="utf-8")
     typer.echo(json.dumps(found.as_json, indent=1) if as_json else found.text)
@@ -121,7 +122,9 @@ def train(
 @app.command()
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Dataset with the right answers, such as a held-out set.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter: a dataset or a folder; none is the untuned model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter: a dataset or a folder; none is the untuned model.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Base model: nano, a folder or a hub name.")] = "nano",
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
     as_json: AsJson = False,
@@ -140,7 +143,9 @@ def evaluate(
     correct = place.read(made, ["student_correct"])["student_correct"].fill_null(False).cast(pl.Float64).to_numpy()
     low, high = interval(correct)
     found = {"dataset": made, "rows": len(correct), "accuracy": float(correct.mean()), "low": low, "high": high}
-    typer.echo(json.dumps(found) if as_json else f"{correct.mean():.1%} ({low:.1%} to {high:.1%}) of {len(correct):,} rows")
+    typer.echo(
+        json.dumps(found) if as_json else f"{correct.mean():.1%} ({low:.1%} to {high:.1%}) of {len(correct):,} rows"
+    )
 
 
 @app.command()
@@ -259,7 +264,11 @@ def main() -> None:
         _fail(str(wrong), FAILED, debug)
     except OSError as wrong:
         where = f" ({wrong.filename})" if wrong.filename else ""
-        _fail(f"{wrong.strerror or wrong}{where}; free the disk or mend the path, then run the same command", FAILED, debug)
+        _fail(
+            f"{wrong.strerror or wrong}{where}; free the disk or mend the path, then run the same command",
+            FAILED,
+            debug,
+        )
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here", 130, debug)
 
@@ -317,7 +326,9 @@ def _tell(found: History) -> None:
     typer.echo(f"  response: {_cell(response(row['messages']))}")
     for event in found.events:
         facts = ", ".join(f"{k} {_cell(v)}" for k, v in event.facts.items()) or {
-            "import": "imported", "taken": "stood in the training set", "train": "an adapter was trained on it",
+            "import": "imported",
+            "taken": "stood in the training set",
+            "train": "an adapter was trained on it",
         }.get(event.step, "")
         typer.echo(f"  {event.name or event.dataset}: {facts}")
     for child in found.children:

@@ -1,15 +1,15 @@
 """What `thresher run` reads: a pool, a held-out set, a model, a budget, and lists of steps.
 
-    pool: raw.jsonl                      # relative to the config file
-    heldout: test.jsonl
-    model: nano                          # or any path or hub name
-    budget: {rows: 700, rounds: 3, optimizer_steps: 150}
-    score:
-      - {step: embed}
-      - {step: clear-score, with: {samples: 5}}
-    choose: {step: kmeans-quality}
-    feedback: [{step: reweight-clusters}]
-    seeds: [0]
+pool: raw.jsonl                      # relative to the config file
+heldout: test.jsonl
+model: nano                          # or any path or hub name
+budget: {rows: 700, rounds: 3, optimizer_steps: 150}
+score:
+  - {step: embed}
+  - {step: clear-score, with: {samples: 5}}
+choose: {step: kmeans-quality}
+feedback: [{step: reweight-clusters}]
+seeds: [0]
 """
 
 import difflib
@@ -83,7 +83,7 @@ class LoopConfig(Strict):
     """Base model that is tuned: `nano`, a folder or a hub name."""
 
     roles: dict[str, RoleModel] = Field(default_factory=dict)
-    """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter where there is one."""
+    """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""
 
     budget: Budget = Budget()
     validation: float = Field(0.05, gt=0, lt=0.5)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from flows.engines import EngineError, model_folder
 
-PACKAGES = ("polars", "pyarrow", "torch", "transformers", "peft", "trl", "sentence-transformers", "scikit-learn", "prefect")
+PACKAGES = (
+    "polars",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "sentence-transformers",
+    "scikit-learn",
+    "prefect",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +75,6 @@ def _writable(store: Path) -> Check:
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
     ok = os.access(place, os.W_OK) and free > 1
-    return Check("store", ok, f"{store.resolve()}, {free:,.0f} GiB free" + ("" if ok else "; it needs 1 GiB and leave to write"))
+    return Check(
+        "store", ok, f"{store.resolve()}, {free:,.0f} GiB free" + ("" if ok else "; it needs 1 GiB and leave to write")
+    )

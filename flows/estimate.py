@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from curation.step import find_step
 from flows.config import LoopConfig
 from flows.engines import model_folder
 from storage.reading import read_batches, tell_format
@@ -25,7 +26,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     rows, tokens = _count(folder / config.pool, config.model)
     held, held_tokens = _count(folder / config.heldout, config.model)
     budget = config.budget
-    grown = sum(int(u.config().model_dump().get("rows", 0)) for u in config.feedback if "grow" in u.step or "llm" in u.step)
+    makes = [use for use in config.feedback if find_step(use.step).kind == "make"]
+    grown = sum(int(use.config().model_dump().get("rows", 0)) for use in makes)
     most = rows + grown * (budget.rounds - 1)
     mean = tokens / max(rows, 1)
     batch = int(config.train.get("batch_size", 16))
@@ -34,7 +36,9 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     scored = most * mean * passes
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
-    tested = (trainings + 1) * held_tokens * 2 + seeds * budget.rounds * (budget.rows + rows * config.validation) * mean * 2
+    tested = (trainings + 1) * held_tokens * 2 + seeds * budget.rounds * (
+        budget.rows + rows * config.validation
+    ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
     disk = (most * mean * 8 + most * 1600) * (1 + 0.3 * budget.rounds) * seeds / 2**20
@@ -67,10 +71,12 @@ def _count(path: Path, model: str) -> tuple[int, float]:
 
 
 def _parameters(model: str) -> float:
-    """Parameters of a model by its config: embeddings and twelve hidden-by-hidden matrices a layer, roughly."""
+    """Parameters of a model by its config: embeddings, attention and feed-forward."""
     said = json.loads((Path(model_folder(model)) / "config.json").read_text())
     hidden, layers = said["hidden_size"], said["num_hidden_layers"]
-    return said["vocab_size"] * hidden + layers * (4 * hidden**2 + 3 * hidden * said.get("intermediate_size", 4 * hidden))
+    return said["vocab_size"] * hidden + layers * (
+        4 * hidden**2 + 3 * hidden * said.get("intermediate_size", 4 * hidden)
+    )
 
 
 def _matrix_speed() -> float:

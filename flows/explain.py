@@ -61,7 +61,9 @@ def history(store: Store, row: str) -> History:
     if not found:
         raise StoreError(f"there is no row {row!r} in {store.root}; `thresher show DATASET` lists ids")
     if len(found) > 1:
-        raise StoreError(f"{len(found)} rows begin with {row!r}, such as {', '.join(list(found)[:3])}; give more of the id")
+        raise StoreError(
+            f"{len(found)} rows begin with {row!r}, such as {', '.join(list(found)[:3])}; give more of the id"
+        )
     ((id_, said),) = found.items()
     return History({"id": id_, **said}, origin, [e for i, e in events if i == id_], sorted(children))
 

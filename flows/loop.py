@@ -1,4 +1,4 @@
-"""The loop: import, score, choose, train, evaluate, feed back, and round again. Tasks pass dataset ids, never tables."""
+"""The loop: import, score, choose, train, evaluate, feed back and round again. Tasks pass dataset ids, never tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,21 @@ def improve(config: LoopConfig, folder: Path, root: Path) -> list[report.SeedRun
 def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
     """Rounds of score, choose, train, evaluate and feedback, then the baselines at the same optimiser steps."""
     store = Store(root)
-    weights, student, rounds, grown = None, None, [], []
+    weights, student, guarded, rounds, grown = None, None, None, [], []
     for number in range(1, config.budget.rounds + 1):
         turn = Turn(config, root, seed, number, student)
         rows = turn.guard(assemble.together(store, [pool, *grown]), heldout)
-        guarded = rows if number == 1 else guarded
+        guarded = guarded or rows
         for use in config.score:
             rows = turn.apply(use, rows, heldout=heldout)
         choice = turn.apply(config.choose, rows, weights=weights)
         chosen = turn.keep("chosen", assemble.taken(store, rows, choice))
         student = turn.train("train", chosen, heldout)
         validation = assemble.where(store, rows, "split", "validation")
-        seen = [turn.evaluate(f"evaluate {what}", d, student) for what, d in (("choice", chosen), ("validation", validation))]
+        seen = [
+            turn.evaluate(f"evaluate {what}", d, student)
+            for what, d in (("choice", chosen), ("validation", validation))
+        ]
         results = turn.keep("results", assemble.together(store, seen))
         tested = turn.evaluate("evaluate held-out", heldout, student)
         made = {u.step: turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in config.feedback}

@@ -1,5 +1,6 @@
 """The report of a run: on the terminal, as a file beside the store's datasets, and as a Prefect artifact."""
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows import report
+from flows import cards, report
 from flows.config import LoopConfig
 from storage.store import Store
 
@@ -20,6 +21,7 @@ class Published:
     text: str
     as_json: dict[str, Any]
     path: Path
+    url: str
 
 
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
@@ -31,7 +33,8 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    create_markdown_artifact(text, key=f"report-{config.name.lower().replace('.', '-').replace('_', '-')}")
+    key = f"report-{cards.safe_key(config.name)}"
+    create_markdown_artifact(text, key=key)
     found = report.arms(store, runs)
     said = {
         "sentence": report.sentence(found, rows, len(runs)),
@@ -42,7 +45,7 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
         "seeds": [run.seed for run in runs],
         "datasets": [asdict(run) for run in runs],
     }
-    return Published(text, terminal(said), said, path)
+    return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/key/{key}"))
 
 
 def known_spoilt(path: Path) -> set[int]:
@@ -52,10 +55,12 @@ def known_spoilt(path: Path) -> set[int]:
 
 
 def terminal(said: dict[str, Any]) -> str:
-    console = Console(record=True, width=110, file=open("/dev/null", "w"))
+    console = Console(width=110, file=io.StringIO())
     table = Table("arm", "held-out accuracy", "95 % interval", "ahead of random", box=None, title="Held-out accuracy")
     for arm in said["arms"]:
-        ahead = "" if arm["ahead"] is None else f"{arm['ahead']:+.1%} ({arm['ahead_low']:+.1%} to {arm['ahead_high']:+.1%})"
+        ahead = (
+            "" if arm["ahead"] is None else f"{arm['ahead']:+.1%} ({arm['ahead_low']:+.1%} to {arm['ahead_high']:+.1%})"
+        )
         table.add_row(arm["name"], f"{arm['mean']:.1%}", f"{arm['low']:.1%} to {arm['high']:.1%}", ahead)
     console.print(table)
     for run in said["choices"][:1]:
@@ -67,4 +72,4 @@ def terminal(said: dict[str, Any]) -> str:
     console.print("Rows: " + ", ".join(f"{n:,} {what}" for what, n in said["rows"].items()))
     console.print("Seconds: " + ", ".join(f"{stage} {s:,.0f}" for stage, s in said["seconds"].items()))
     console.print(said["sentence"])
-    return console.export_text(styles=False)
+    return console.file.getvalue().rstrip()

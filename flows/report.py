@@ -48,7 +48,7 @@ class Arm:
 
 
 def arms(store: Store, runs: list[SeedRun]) -> list[Arm]:
-    """Accuracy of each arm with a 95 % interval: bootstrap over held-out rows, and over seeds where there are several."""
+    """Accuracy of each arm with a 95 % interval: bootstrap over held-out rows, and over seeds if there are several."""
     correct = {name: _correct(store, [run.arms[name] for run in runs]) for name in runs[0].arms}
     baseline = correct.get("random")
     drawn = _resamples(next(iter(correct.values())).shape)
@@ -173,7 +173,10 @@ def _spoilt_table(store: Store, runs: list[SeedRun], spoilt: set[int]) -> list[s
     origin = store.read_side(runs[0].pool, "origin")
     share = origin["line"].is_in(list(spoilt)).mean()
     out = [f"Of the pool, {share:.1%} of the rows carry a wrong answer.", ""]
-    out += ["| choice | spoilt | grown | AUROC of confidence | filter precision | filter recall |", "|---|---|---|---|---|---|"]
+    out += [
+        "| choice | spoilt | grown | AUROC of confidence | filter precision | filter recall |",
+        "|---|---|---|---|---|---|",
+    ]
     tables = [filter_quality(store, run, spoilt) for run in runs]
     for lines in zip(*tables, strict=False):
         mean = {k: float(np.mean([line[k] for line in lines])) for k in lines[0] if k != "choice"}

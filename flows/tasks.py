@@ -13,7 +13,7 @@ from curation.step import StepConfig, find_step
 from flows import cards
 from flows.engines import EngineSpec, leases
 from flows.progress import bar, say
-from flows.run import plan_step, run_step
+from flows.run import run_step
 from flows.training import train_adapter
 from storage.importing import import_files
 from storage.store import Store, StoreError

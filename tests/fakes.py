@@ -10,7 +10,7 @@ from curation.step import Completion
 
 @dataclass
 class FakeEngine:
-    """Answers every prompt with `reply(text of its last message, number of the sample)`; remembers what it was asked."""
+    """Answers every prompt with `reply(text of its last message, number of the sample)`; remembers the prompts."""
 
     reply: Callable[[str, int], str] = lambda text, i: text
     probabilities: Callable[[str], list[float]] = lambda text: []

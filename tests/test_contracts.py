@@ -27,12 +27,20 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "prefect": ["flows/"],
-    "torch": ["training/", "synthesis/local_engine.py", "synthesis/decode.py", "synthesis/embedder.py", "flows/doctor.py"],
+    "torch": [
+        "training/",
+        "synthesis/local_engine.py",
+        "synthesis/decode.py",
+        "synthesis/embedder.py",
+        "flows/doctor.py",
+    ],
     "pyarrow.parquet": ["storage/"],
     "vllm": ["synthesis/vllm_engine.py"],
 }
 ENGINES = {
-    **dict.fromkeys(("judge", "candidate", "teacher", "student", "base"), FakeEngine(reply=lambda text, i: f"{text} {i}")),
+    **dict.fromkeys(
+        ("judge", "candidate", "teacher", "student", "base"), FakeEngine(reply=lambda text, i: f"{text} {i}")
+    ),
     "embedder": FakeEmbedder(),
 }
 
@@ -68,8 +76,21 @@ def hostile(n: int) -> pl.DataFrame:
     dropped = ["somebody: said so" if i % 5 == 2 else None for i in range(n)]
     return out.with_columns(drop_reason=pl.Series(dropped, dtype=pl.String)).with_columns(
         messages=pl.when(pl.int_range(pl.len()) == 1)
-        .then(pl.lit(pl.Series([[message("system", "s"), message("user", "u"), message("assistant", "b"),
-                                 message("user", "v"), message("assistant", "c")]])).first())
+        .then(
+            pl.lit(
+                pl.Series(
+                    [
+                        [
+                            message("system", "s"),
+                            message("user", "u"),
+                            message("assistant", "b"),
+                            message("user", "v"),
+                            message("assistant", "c"),
+                        ]
+                    ]
+                )
+            ).first()
+        )
         .otherwise("messages")
     )
 

@@ -70,7 +70,9 @@ def test_a_missing_quality_is_named():
 def test_weights_follow_gains_and_unseen_clusters_keep_theirs():
     config = dv.Reweight(floor=0.0)
     third = np.full(3, 1 / 3)
-    assert dv.updated_weights(third, np.array([-0.5, 0.0, 1.0]), config) == pytest.approx([0.140, 0.231, 0.629], abs=1e-3)
+    assert dv.updated_weights(third, np.array([-0.5, 0.0, 1.0]), config) == pytest.approx(
+        [0.140, 0.231, 0.629], abs=1e-3
+    )
     kept = dv.updated_weights(third, np.array([0.0, 1.0, np.nan]), config)
     assert kept[2] == pytest.approx(1 / 3)
     assert kept.sum() == pytest.approx(1)

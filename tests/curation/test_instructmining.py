@@ -52,13 +52,15 @@ def with_indicators(**columns):
     ],
 )
 def test_rules_give_the_worked_values(rule, columns, expected):
-    names = ("reward", "output_length", "knn6") if rule == "2023-07" else (
-        "reward", "understandability", "naturalness", "coherence"
+    names = (
+        ("reward", "output_length", "knn6")
+        if rule == "2023-07"
+        else ("reward", "understandability", "naturalness", "coherence")
     )
     out = im.predict(with_indicators(**dict(zip(names, columns, strict=True))), im.Rule(rule=rule))
     assert out["instructmining_predicted_loss"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_rule_over_a_missing_indicator_refuses_by_name():
-    with pytest.raises(StepError, match="instructmining_reward.*oasst-rm"):
+    with pytest.raises(StepError, match=r"instructmining_reward.*oasst-rm"):
         im.predict(rows(("q", "a")), im.Rule(rule="2023-07"))

@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named(tmp_path, text, changes, told):
 
 
 def test_a_wrong_setting_of_a_step_names_step_and_setting(tmp_path):
-    with pytest.raises(ConfigError, match="step clear-filter.*treshold.*threshold"):
+    with pytest.raises(ConfigError, match=r"step clear-filter.*treshold.*threshold"):
         read(tmp_path, GOOD + "score: [{step: clear-filter, with: {treshold: 1}}]")
     with pytest.raises(ConfigError, match="there is no config"):
         load(tmp_path / "nowhere.yaml")

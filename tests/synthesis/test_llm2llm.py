@@ -2,8 +2,8 @@ import polars as pl
 import pytest
 
 from curation.step import STEPS, Completion
-from synthesis import llm2llm as ll
 from storage.schema import instruction, message, response
+from synthesis import llm2llm as ll
 from tests.fakes import FakeEngine
 from tests.rows import rows
 

@@ -1,0 +1,151 @@
+"""The whole loop through the command line, on a small piece of the shipped example, with real server and model."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from storage.store import Store
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+
+
+def thresher(*words, store, **more):
+    command = [sys.executable, "-m", "flows.cli", *map(str, words), "--store", str(store)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **more)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """160 lines of the raw file, 9 of them broken, and 40 held-out rows."""
+    folder = tmp_path_factory.mktemp("example")
+    raw = (ROOT / "examples/snips/raw.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "raw.jsonl").write_bytes(b"".join([*raw[:156], b'{"instruction": "cut off', b"\n", b'{"output": "a"}\n']))
+    test = (ROOT / "examples/snips/test.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "test.jsonl").write_bytes(b"".join(test[::18]))
+    config = yaml.safe_load((ROOT / "examples/snips/loop.yaml").read_text())
+    config |= {"name": "small", "validation": 0.1, "budget": {"rows": 24, "rounds": 2, "optimizer_steps": 4}}
+    config["feedback"] = [{"step": "reweight-clusters"}, {"step": "llm2llm", "with": {"rows": 6, "max_tokens": 24}}]
+    config["score"][2] = {"step": "kmeans-cluster", "with": {"clusters": 5}}
+    del config["spoilt"]
+    (folder / "loop.yaml").write_text(yaml.safe_dump(config))
+    return folder / "loop.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(example, tmp_path_factory):
+    store = tmp_path_factory.mktemp("undisturbed")
+    ran = thresher("run", example, "--json", store=store)
+    assert ran.returncode == 3, ran.stderr
+    return store, json.loads(ran.stdout)
+
+
+def sealed(store: Path) -> dict[str, str]:
+    """Digests of everything that a killed and resumed run must give back to the same bytes."""
+    found = [*store.glob("parts/*/*.parquet"), *store.glob("datasets/*/manifest.json")]
+    found += [p for p in store.glob("datasets/*/files/**/*") if p.is_file()]
+    return {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def test_the_report_has_every_arm_and_every_row(finished):
+    _, said = finished
+    assert [a["name"] for a in said["arms"]] == ["untuned", "random", "full pool", "round 1", "round 2"]
+    assert said["rows"]["rejected on import"] == 2 + count_broken(156)
+    assert said["sentence"]
+
+
+def count_broken(lines: int) -> int:
+    raw = (ROOT / "examples/snips/raw.jsonl").read_bytes().splitlines()[:lines]
+    return sum(not usable(line) for line in raw)
+
+
+def usable(line: bytes) -> bool:
+    try:
+        said = json.loads(line.decode("latin-1"))
+    except ValueError:
+        return False
+    return bool(said.get("output")) and len(line) < 30000
+
+
+def test_rows_are_conserved_through_every_scored_dataset(finished):
+    store = Store(finished[0])
+    for round_ in finished[1]["datasets"][0]["rounds"]:
+        rows = store.read(round_["scored"], ["id", "parent_id", "drop_reason"])
+        imported = store.read(finished[1]["datasets"][0]["pool"], ["id"])
+        assert rows["id"].n_unique() == rows.height
+        assert set(imported["id"]) == set(rows.filter(pl.col("parent_id").is_null())["id"])
+
+
+def test_a_second_run_computes_nothing(example, finished):
+    store, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in store.glob("datasets/*/manifest.json")}
+    ran = thresher("run", example, store=store)
+    assert ran.returncode == 3, ran.stderr
+    assert {p: p.stat().st_mtime_ns for p in store.glob("datasets/*/manifest.json")} == before
+    assert ran.stderr.count("already there") > 20
+
+
+def test_explain_tells_the_story_of_a_dropped_a_kept_and_a_grown_row(finished):
+    store, said = finished
+    round_ = said["datasets"][0]["rounds"][1]
+    rows = Store(store).read(round_["scored"])
+    taken = Store(store).read(round_["choice"]).filter("taken")["id"]
+    dropped = rows.filter(pl.col("drop_reason").str.starts_with("clear-filter"))["id"][0]
+    kept = rows.filter(pl.col("id").is_in(taken.to_list()) & pl.col("parent_id").is_null())["id"][0]
+    told = thresher("explain", dropped, store=store).stdout
+    assert "raw.jsonl, line" in told and "clear_confidence" in told and "is not over" in told
+    told = thresher("explain", kept, store=store).stdout
+    assert "taken True" in told and "an adapter was trained on it" in told
+    grown = rows.filter(pl.col("method") == "llm2llm")["id"]
+    assert len(grown), "the teacher wrote nothing"
+    told = thresher("explain", grown[0], store=store).stdout
+    assert "written by llm2llm in round 1 from row" in told
+
+
+def test_killed_at_random_moments_it_gives_the_same_bytes(example, finished, tmp_path):
+    rng, kills = random.Random(os.environ.get("THRESHER_TEST_SEED", "7")), 0
+    command = [sys.executable, "-m", "flows.cli", "run", str(example), "--store", str(tmp_path)]
+    while kills < 3:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seen, wait = len(sealed(tmp_path)), rng.uniform(0.1, 3)
+        deadline = time.monotonic() + 300
+        while len(sealed(tmp_path)) <= seen and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert kills or process.returncode in (3, -9)
+        if process.returncode == 3:
+            break
+    assert kills, "the run ended before it could be killed"
+    ran = thresher("run", example, store=tmp_path)
+    assert ran.returncode == 3, ran.stderr
+    assert sealed(tmp_path) == sealed(finished[0])
+
+
+def test_wrong_use_is_one_line_that_names_the_thing(example, finished, tmp_path):
+    store, _ = finished
+    for words, code, told in [
+        (("run", example, "--set", "budgett=3"), 2, "budgett"),
+        (("run", tmp_path / "nowhere.yaml"), 2, "nowhere.yaml"),
+        (("run", example, "--set", "model=/no/such/model"), 1, "/no/such/model"),
+        (("step", "clear-filter", "smal"), 1, "did you mean"),
+        (("step", "clear-filter", "../../etc/passwd"), 1, "is no dataset name"),
+        (("step", "clear-filter", "small"), 2, "clear_confidence"),
+        (("import", "/dev/null", "--name", "empty"), 1, "empty"),
+    ]:
+        ran = thresher(*words, store=store)
+        assert ran.returncode == code, (words, ran.stderr)
+        assert told in ran.stderr and "Traceback" not in ran.stderr
