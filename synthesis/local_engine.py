@@ -17,14 +17,10 @@ from transformers.utils import logging as transformers_logging
 from curation.step import Completion, Failed
 from storage.schema import Messages
 from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, shared_prefix
-from synthesis.fingerprint import fingerprint
+from synthesis.fingerprint import EngineError, fingerprint
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-
-
-class EngineError(Exception):
-    """The model or the adapter cannot do what is asked; the message names both."""
 
 
 class LocalEngine:
@@ -255,7 +251,7 @@ class _Base:
     def forms(self, answer: str) -> list[int]:
         singles = sorted({ids[0] for ids in self.tokens([answer, " " + answer]) if len(ids) == 1})
         if not singles:
-            raise ValueError(f"{answer!r} is not one token of {self.name}; choose needs answers of one token each")
+            raise EngineError(f"{answer!r} is not one token of {self.name}; choose needs answers of one token each")
         return singles
 
 

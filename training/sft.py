@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a LoRA adapter with TRL: rows in, a plain PEFT folder out, the same bytes for the same seed."""
+"""Supervised fine-tuning of a LoRA adapter with TRL: rows in, a plain PEFT folder out, same bytes for the same seed."""
 
 import json
 import random
@@ -216,7 +216,7 @@ class _Curve(TrainerCallback):
 
 
 def _save(model: Any, out: Path, name: str) -> None:
-    """A plain PEFT folder whose bytes do not depend on the machine: sets sorted, the base by name, no card with paths."""
+    """A plain PEFT folder whose bytes do not depend on the machine: sets sorted, the base by name, no card."""
     model.save_pretrained(out, save_embedding_layers=False)
     for stray in out.iterdir():
         if stray.name not in ("adapter_config.json", "adapter_model.safetensors"):

@@ -1,0 +1,95 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.engines import EngineSpec
+from flows.training import train_adapter
+from storage.schema import ROW, message
+from storage.store import Manifest, Store, StoreError
+from tests.rows import rows
+from training.settings import TrainConfig
+
+CONFIG = TrainConfig(optimizer_steps=3, batch_size=2, rank=2, alpha=4)
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = """
+import sys
+from flows.engines import EngineSpec
+from flows.training import train_adapter
+from storage.store import Store
+from pathlib import Path
+from training.settings import TrainConfig
+config = TrainConfig(optimizer_steps=100_000, batch_size=2, rank=2, alpha=4)
+tell = lambda done, total: print(done, flush=True)
+train_adapter(Store(Path(sys.argv[1])), "pool", EngineSpec(model=sys.argv[2]), config, tell)
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path)
+    put(store, "pool", rows(("a", "yes"), ("b", "no"), ("dropped", "x"), drop_reason=[None, None, "test: bad"]))
+    return store
+
+
+def put(store, dataset, frame):
+    part = store.put_part(dataset, frame, ROW)
+    store.seal(Manifest(dataset, "rows", "test", 1, {}, {}, {}, ((part,),)))
+
+
+def test_an_adapter_is_trained_once_on_the_live_rows(store, tiny_model):
+    spec, told = EngineSpec(model=str(tiny_model)), []
+    made = train_adapter(store, "pool", spec, CONFIG, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    manifest = store.manifest(made)
+    assert (manifest.kind, manifest.step, manifest.inputs) == ("adapter", "train", {"rows": "pool"})
+    assert manifest.counts == {"rows": 2, "steps": 3}
+    assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert store.read(made)["step"].to_list() == [1, 2, 3]
+    assert store.run_facts(made)["final_loss"] == pytest.approx(store.read(made)["loss"][-1])
+    assert train_adapter(store, "pool", spec, CONFIG, lambda done, total: told.append("again")) == made
+    assert "again" not in told
+    assert train_adapter(store, "pool", spec, CONFIG.model_copy(update={"seed": 1})) != made
+
+
+def test_the_adapter_can_be_asked_at_once(store, tiny_model):
+    from flows.engines import identity, leases, release
+
+    base = EngineSpec(model=str(tiny_model))
+    made = train_adapter(store, "pool", base, CONFIG)
+    student = EngineSpec(model=str(tiny_model), adapter=str(store.files(made)))
+    lease = leases({"base": base, "student": student}, store)
+    assert lease.identities == {"base": identity(base), "student": identity(student)}
+    with lease.open() as engines:
+        asked = [[message("user", "a")]]
+        assert engines["base"].choose(asked, ["y"]) != engines["student"].choose(asked, ["y"])
+        assert engines["base"].engine._base is engines["student"].engine._base
+    release()
+    with pytest.raises(ValueError, match="was closed"):
+        engines["base"].choose([[message("user", "never asked before")]], ["y"])
+
+
+def test_rows_that_cannot_be_learnt_are_an_error_a_person_can_read(store, tiny_model):
+    put(store, "silent", rows(("", ""), messages=[[message("user", "q")]]))
+    with pytest.raises(StoreError, match="row r0 has no learnable token"):
+        train_adapter(store, "silent", EngineSpec(model=str(tiny_model)), CONFIG)
+
+
+def test_a_training_killed_in_the_middle_leaves_nothing_to_be_seen(store, tiny_model):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(store.root), str(tiny_model)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == b"1\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert store.ids() == ["pool"]
+    assert [p.name for p in (store.root / "datasets").iterdir()] == ["pool"]
+    store.sweep()
+    assert list((store.root / "tmp").iterdir()) == []
+    assert store.exists(train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG))
