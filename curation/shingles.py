@@ -120,15 +120,12 @@ def _bands(sets: list[np.ndarray]) -> list[list[int]]:
         return []
     flat = np.concatenate(sets)
     starts = np.cumsum([0] + [len(s) for s in sets[:-1]])
-    smallest = [np.minimum.reduceat(_mixed(flat ^ salt), starts) for salt in _salts()]
+    salts = _mixed(np.arange(1, 2 * BANDS * ROWS_PER_BAND + 1, dtype=np.uint64)).reshape(-1, 2)
+    smallest = [np.minimum.reduceat(flat * (factor | np.uint64(1)) + offset, starts) for factor, offset in salts]
     signature = np.stack(smallest, axis=1).reshape(len(sets), BANDS, ROWS_PER_BAND)
     powers = _FACTOR ** np.arange(ROWS_PER_BAND, dtype=np.uint64)
     number = np.arange(BANDS, dtype=np.uint64)
     return _mixed((signature * powers).sum(axis=2, dtype=np.uint64) + number).tolist()
-
-
-def _salts() -> np.ndarray:
-    return _mixed(np.arange(1, BANDS * ROWS_PER_BAND + 1, dtype=np.uint64))
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
