@@ -8,7 +8,8 @@ from typing import Any
 
 # NaN and Infinity are no JSON; what is written later holds their names.
 DECODER = json.JSONDecoder(parse_constant=str)
-_BETWEEN = re.compile(r"[\s,]*")
+_APART = " \t\r\n,"
+_BETWEEN = re.compile(rf"[{_APART}]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def in_array(lines: Iterator[Found]) -> Iterator[Found]:
             yield ahead.lost
             ahead.lost = None
         ahead.add(line)
-        if line.raw.rstrip().rstrip(",").endswith(("}", "]")) or ahead.text.lstrip()[:1] not in ("{", "["):
+        if line.raw.rstrip().rstrip(",").endswith(("}", "]")) or ahead.text.lstrip(_APART)[:1] not in ("{", "["):
             yield from _elements(ahead)
     start = _BETWEEN.match(ahead.text).end()
     if ahead.lost:
@@ -91,7 +92,7 @@ def _elements(ahead: _Ahead) -> Iterator[Found]:
             ahead.resume = _next_element(text, start)
             after = ahead.resume.search(text, getattr(error, "pos", start) + 1)
             end = after.start() if after else len(text)
-            lost = Found(here, text[start:end].strip(), reason=why_not_json(error), note=ahead.note)
+            lost = Found(here, text[start:end].strip(), reason=why_not_json(error, start), note=ahead.note)
             if after is None:
                 ahead.lost, at = lost, end
                 break
@@ -108,9 +109,9 @@ def _next_element(text: str, at: int) -> re.Pattern[str]:
     return re.compile(r"(?m)^[ \t]*\{" if before.strip() else rf"(?m)^{before}\{{")
 
 
-def why_not_json(error: ValueError | RecursionError) -> str:
+def why_not_json(error: ValueError | RecursionError, start: int = 0) -> str:
     if isinstance(error, RecursionError):
         return "not JSON: nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        return f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos - start + 1}"
     return f"not JSON: {error}"  # a number of more digits than Python reads

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.formats import FORMATS
-from storage.reading import Batch, read_batches, tell_format
+from storage.reading import BATCH, Batch, read_batches, tell_format
 from storage.schema import REJECT
 from storage.store import Manifest, Part, Store, StoreError, check_name, file_digest, key_of
 
@@ -56,11 +56,11 @@ def import_files(
         "max_chars": max_chars,
         "files": {f.name: file_digest(f) for f in files},
     }
-    key = key_of("import", _VERSION, config, [f.name for f in files])
+    key = key_of("import", _VERSION, BATCH, config, [f.name for f in files])
     dataset = f"import-{key[:12]}"
     if not store.exists(dataset):
         started = time.time()
-        formats = {f.name: _format_of(f) if format == "auto" else format for f in files}
+        formats = {f.name: tell_format(f) if format == "auto" else format for f in files}
         parts = _write(store, key, files, name, formats, max_chars, progress)
         rows, rejected = (sum(p.rows for p in made) for made in (parts.rows, parts.rejects))
         made = Manifest(
@@ -127,14 +127,6 @@ def _check_files(files: list[Path]) -> None:
             raise StoreError(f"there is no file {file}; check the path")
     if twice := [n for n, times in Counter(f.name for f in files).items() if times > 1]:
         raise StoreError(f"two files are named {twice[0]!r}, so rows could not say which they come from; rename one")
-
-
-def _format_of(file: Path) -> str:
-    told = tell_format(file)
-    if told is None:
-        needs = "; ".join(f"{name}: {', '.join(f.needs)}" for name, f in FORMATS.items())
-        raise StoreError(f"{file} has no usable row: no line has the fields of a known format ({needs})")
-    return told
 
 
 def _unusable(file: Path, format: str, reject: tuple | None) -> str:

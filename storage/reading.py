@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.arrays import DECODER, Found, in_array, why_not_json
-from storage.formats import Unusable, as_messages, own_columns, recognise, storable
+from storage.formats import FORMATS, Unusable, as_messages, own_columns, recognise, storable
 from storage.schema import ORIGIN, REJECT, ROW, Messages, row_id
 from storage.store import StoreError
 
@@ -63,10 +63,15 @@ def read_batches(
     yield batch
 
 
-def tell_format(path: Path) -> str | None:
+def tell_format(path: Path) -> str:
     """The format of a file by its first records that can be parsed."""
-    records = (f.record for f in find_records(path, [0]) if isinstance(f.record, dict))
-    return recognise(list(islice(records, _LOOKED_AT)))
+    found = (f.record for f in find_records(path, [0]) if isinstance(f.record, dict))
+    records = list(islice(found, _LOOKED_AT))
+    if told := recognise(records):
+        return told
+    has = f"its lines have {', '.join(map(repr, records[0]))}" if records else "no line is a JSON object"
+    known = "; ".join(f"{name}: {', '.join(f.needs)}" for name, f in FORMATS.items())
+    raise StoreError(f"{path} has no usable row: {storable(has)}; rename the fields to those of a format ({known})")
 
 
 def find_records(path: Path, at: list[int]) -> Iterator[Found]:
