@@ -2,7 +2,6 @@
 
 import base64
 import html
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,23 +22,23 @@ def image(svg: str, alt: str = "") -> str:
 
 def histogram(values: Iterable[float | None], threshold: float | None = None, title: str = "") -> str:
     """How often each value comes; the threshold as a dashed line, what lies under it in grey."""
-    found = sorted(v for v in values if v is not None and math.isfinite(v))
+    found = sorted(v for v in values if _drawable(v))
     width, height, left, top, bottom = 350, 170, 10, 30, 22
     if not found:
         return _svg(width, 60, _text(left, 18, title, bold=True) + _text(left, 42, "no values"))
     low, high = _range([*found, *([threshold] if _drawable(threshold) else [])])
-    bins = _bins(found, low, high)
+    bins, start, end = _bins(found, low, high)
     tallest, step, inner = max(bins), (width - 2 * left) / len(bins), height - top - bottom
     body = [_text(left, 18, title, bold=True), _text(width - left, 18, f"highest bar {tallest:,}", "end", FAINT)]
     for i, n in enumerate(bins):
         tall = max(inner * n / tallest, 1.5 if n else 0)
         gap = min(2.0, step / 5)
-        under = _drawable(threshold) and low + (i + 0.5) * (high - low) / len(bins) <= threshold
+        under = _drawable(threshold) and start + (i + 0.5) * (end - start) / len(bins) <= threshold
         body.append(_rect(left + i * step + gap / 2, top + inner - tall, step - gap, tall, FAINT if under else FILL))
     body.append(_line(left, top + inner + 0.5, width - left, top + inner + 0.5, FAINT))
     body += [_text(left, height - 6, short(low)), _text(width - left, height - 6, short(high), "end")]
     if _drawable(threshold):
-        x = left + (width - 2 * left) * (threshold - low) / (high - low)
+        x = left + (width - 2 * left) * (threshold - start) / (end - start)
         body.append(_line(x, top - 4, x, top + inner, MARK, dash=True))
         body.append(_text(min(max(x, 60), width - 60), height - 6, f"threshold {short(threshold)}", "middle", MARK))
     return _svg(width, height, "".join(body))
@@ -47,7 +46,7 @@ def histogram(values: Iterable[float | None], threshold: float | None = None, ti
 
 def curve(points: Sequence[tuple[float, float]], title: str = "", x_name: str = "step") -> str:
     """A line through (x, y) points, such as a loss over steps."""
-    points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    points = sorted((x, y) for x, y in points if _drawable(x) and _drawable(y))
     width, height, left, right, top, bottom = 520, 200, 52, 12, 30, 24
     if not points:
         return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
@@ -73,7 +72,7 @@ def curve(points: Sequence[tuple[float, float]], title: str = "", x_name: str = 
 def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "") -> str:
     """One line per (label, mean, low, high): a bar up to the mean, a whisker over the interval."""
     width, left, right, row, top = 640, 200, 76, 28, 34
-    finite = [v for _, *numbers in items for v in numbers if math.isfinite(v)]
+    finite = [v for _, *numbers in items for v in numbers if _drawable(v)]
     if not finite:
         return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
     low, high = _range([0.0, *finite])
@@ -85,7 +84,7 @@ def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "")
     for i, (label, mean, least, most) in enumerate(items):
         y = top + i * row
         body.append(_text(left - 8, y + 15, cut(label, 28), "end"))
-        if not all(math.isfinite(v) for v in (mean, least, most)):
+        if not all(_drawable(v) for v in (mean, least, most)):
             body.append(_text(left + 4, y + 15, "no value"))
             continue
         x, x0, x1 = place(mean), place(least), place(most)
@@ -143,13 +142,16 @@ def _layers(nodes: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
     return layer
 
 
-def _bins(found: Sequence[float], low: float, high: float) -> list[int]:
-    whole = all(float(v).is_integer() for v in found) and high - low <= 40
-    n = int(high - low) + 1 if whole and float(low).is_integer() and float(high).is_integer() else 30
+def _bins(found: Sequence[float], low: float, high: float) -> tuple[list[int], float, float]:
+    """Counts, and where the first bar begins and the last one ends. Few whole numbers get a bar each."""
+    if high - low <= 40 and all(float(v).is_integer() for v in (*found, low, high)):
+        low, high, n = low - 0.5, high + 0.5, int(high - low) + 1
+    else:
+        n = 30
     bins = [0] * n
     for v in found:
         bins[min(int((v - low) / (high - low) * n), n - 1)] += 1
-    return bins
+    return bins, low, high
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -160,8 +162,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _drawable(threshold: float | None) -> bool:
-    return threshold is not None and math.isfinite(threshold)
+def _drawable(value: float | None) -> bool:
+    return value is not None and abs(value) < 1e300  # false for NaN too; the span of any two stays finite
 
 
 def _svg(width: float, height: float, body: str) -> str:

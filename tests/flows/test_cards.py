@@ -1,0 +1,177 @@
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows.card import LONGEST, card, text
+from flows.sampling import numbers_and_words, sample_rows, sample_table
+from storage.schema import ROW
+from storage.store import Manifest, Store
+from tests.flows.stores import HOSTILE, small_store
+from tests.rows import rows
+
+FILTERED, CHOICE, ADAPTER, EMPTY = (
+    "clear-filter-000000000003",
+    "kmeans-quality-000000000004",
+    "train-000000000005",
+    "import-000000000006",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small_store(tmp_path_factory.mktemp("store"))
+
+
+class Tags(HTMLParser):
+    """What the page would be made of: its tags with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def one_dataset(root: Path, frame: pl.DataFrame, **manifest) -> Store:
+    store = Store(root)
+    part = store.put_part("p", frame, ROW if "messages" in frame.columns else None)
+    made = {"kind": "rows", "step": "s", "version": 1, "config": {}, "engines": {}, "inputs": {}, **manifest}
+    store.seal(Manifest(id="d", shards=((part,),), counts={"rows": frame.height}, **made))
+    return store
+
+
+def test_a_card_says_what_the_dataset_is(store: Store):
+    page = Tags(card(store, FILTERED))
+    for said in (
+        "Best.of_all",
+        FILTERED,
+        "clear-filter version 1",
+        "threshold",
+        "0.35",
+        "dropped by clear-filter",
+        "21",
+    ):
+        assert said in page.text
+    assert "thresher show Best.of_all" in page.text
+    assert [a["alt"] for t, a in page.tags if t == "img"] == [
+        "histogram of clear_confidence",
+        "histogram of clear_consistency",
+        "lineage",
+    ]
+    assert sum(t == "details" for t, _ in page.tags) == 10
+
+
+def test_a_choice_shows_why_rows_were_taken(store: Store):
+    page = Tags(card(store, CHOICE)).text
+    assert re.search(r"True\s*cluster 0\s*4", page)
+    assert "What is 21 plus 21?" in page
+    assert "taken" in page and "not taken" in page
+
+
+def test_an_adapter_shows_its_files_and_its_loss(store: Store):
+    page = Tags(card(store, ADAPTER))
+    assert "adapter_config.json" in page.text
+    assert [a["alt"] for t, a in page.tags if t == "img"] == ["loss over steps", "lineage"]
+
+
+def test_an_empty_dataset_has_a_card(store: Store):
+    assert "There are no rows" in card(store, EMPTY)
+    assert sample_table(store, EMPTY) == []
+
+
+def test_hostile_text_shows_as_text(store: Store):
+    page = card(store, "clear-score-000000000002")
+    found = Tags(page)
+    allowed = {
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "code",
+        "img",
+        "details",
+        "summary",
+        "p",
+        "strong",
+        "br",
+        "em",
+    }
+    assert {t for t, _ in found.tags} <= allowed
+    assert all(set(a) <= {"src", "alt", "align", "cellpadding"} for _, a in found.tags)
+    assert all(a["src"].startswith("data:image/svg+xml;base64,") for t, a in found.tags if t == "img")
+    assert "[press me](javascript:window.injected=3) ![pixel](http://203.0.113.7/b.png)" in found.text
+    assert '<img src="http://203.0.113.7/a.png" onerror="window.injected=1">' in found.text
+    outside = re.sub(r"<[^>]*>", "", page)
+    assert not re.search(r"```|\]\(|://|www\.|\*\*|~~|@|\|", outside)
+
+
+@pytest.mark.parametrize(
+    "said", ["a\nb", "\r\n\r\n    code", "&lt;", "1_000 * 2_000", "日本語 🙂", "- item", "\t.", HOSTILE]
+)
+def test_escaped_text_is_one_line_and_reads_back(said: str):
+    shown = text(said)
+    assert "\n" not in shown
+    back = html.unescape(shown.replace("<br>", "\n").replace("&nbsp;", " "))
+    assert back.replace("⟨U+0000⟩", "\x00").replace("⟨U+202E⟩", "\u202e") == said.replace("\r\n", "\n").replace(
+        "\t", " " * 4
+    )
+
+
+def test_giant_rows_leave_the_card_small(tmp_path: Path):
+    store = one_dataset(tmp_path, rows(*[("日" * 300_000, "<*>" * 200_000) for _ in range(12)]))
+    page = card(store, "d")
+    assert len(page.encode()) < 400_000
+    assert "more characters" in page
+    assert all(len(str(v)) <= 120 for row in sample_table(store, "d") for v in row.values())
+
+
+def test_long_text_is_cut_and_says_by_how_much():
+    assert text("x" * (LONGEST + 1_234)).endswith("… 1,234 more characters</em>")
+
+
+def test_a_sample_table_is_plain_json(tmp_path: Path):
+    nasty = rows(("q", "a"), ("q", "a"), ("q", "a")).with_columns(
+        pl.Series("m_score", [float("nan"), float("inf"), 1 / 3]),
+        pl.Series("m_detail", [{"a": 1}, {"a": 2}, {"a": 3}]),
+        pl.Series("m_embedding", [[0.0] * 384] * 3),
+    )
+    table = sample_table(one_dataset(tmp_path, nasty), "d")
+    assert [row["m_score"] for row in table] == [None, None, 0.333333]
+    assert table[0]["m_detail"] == '{"a": 1}'
+    assert "m_embedding" not in table[0]
+    assert list(table[0])[:4] == ["id", "instruction", "response", "drop_reason"]
+
+
+def test_a_table_without_messages_has_a_card(tmp_path: Path):
+    page = Tags(
+        card(one_dataset(tmp_path, pl.DataFrame({"cluster": [1, 2], "weight": [0.5, None]}), kind="table"), "d")
+    )
+    assert "histogram of weight" in [a.get("alt") for t, a in page.tags if t == "img"]
+
+
+def test_a_large_dataset_is_read_at_its_ends(tmp_path: Path):
+    store = Store(tmp_path)
+    shards = [(store.put_part(f"p{i}", rows(*[(f"{i}-{j}", "a") for j in range(40)]), ROW),) for i in range(5)]
+    store.seal(Manifest("d", "rows", "s", 1, {}, {}, {}, tuple(shards), counts={"rows": 200}))
+    for i in (1, 2, 3):
+        (tmp_path / shards[i][0].file).unlink()  # reading any of these would fail
+    asked = {said.split("-")[0] for said in sample_rows(store, "d", 10)["instruction"]}
+    assert asked == {"0", "4"}
+    assert numbers_and_words(store, store.manifest("d"), limit=60).height == 60
+
+
+def test_lineage_survives_inputs_that_are_gone(tmp_path: Path):
+    store = one_dataset(tmp_path, rows(("q", "a")), inputs={"rows": "no-longer-here"})
+    assert "Only the nearest are drawn" in card(store, "d")

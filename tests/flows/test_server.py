@@ -1,0 +1,260 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.server import Server, ServerError, configured_api, serving
+from storage.store import Store
+from tests.flows.stores import small_store
+
+CHROMIUM = "/usr/bin/chromium"
+REPOSITORY = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows.server import serving
+with serving(Path(sys.argv[1])) as server:
+    print(server.url, server.started, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+UI = """
+import sys
+from pathlib import Path
+from flows.ui import serve_ui
+sys.exit(serve_ui(Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def python() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a process that knows of no server but its store's; what still runs at the end is killed."""
+    started: list[subprocess.Popen] = []
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+
+    def start(code: str, *arguments: object) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: subprocess.Popen, beginning: str = "http") -> str:
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return line
+    raise AssertionError(f"ended with {process.wait()} and no line that begins with {beginning!r}")
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/api/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small_store(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def server(store: Store) -> Iterator[Server]:
+    with serving(store.root) as server:
+        yield server
+
+
+def test_a_configured_server_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:9/api does not answer"), serving(tmp_path):
+        pass
+    assert not (tmp_path / "prefect").exists()
+
+
+def test_the_active_profile_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert configured_api() is None
+    (tmp_path / "profiles.toml").write_text(
+        'active = "a"\n[profiles.a]\nPREFECT_API_URL = "http://h/api/"\n[profiles.b]\n'
+    )
+    assert configured_api() == "http://h/api"
+    monkeypatch.setenv("PREFECT_PROFILE", "b")
+    assert configured_api() is None
+
+
+@pytest.mark.real
+def test_a_second_process_finds_the_server_and_leaves_it_running(store: Store, server: Server, python):
+    assert server.started and answers(server.url)
+    second = python(HOLD, store.root, 0)
+    assert first_line(second).split() == [server.url, "False"]
+    assert second.wait(20) == 0
+    assert answers(server.url)
+
+
+@pytest.mark.real
+def test_no_server_outlives_its_last_user_however_that_ends(tmp_path: Path, python):
+    both = [python(HOLD, tmp_path, 300) for _ in range(2)]  # at once, on a store that has no server yet
+    said = [first_line(process).split() for process in both]
+    assert sorted(started for _, started in said) == ["False", "True"]
+    ((url, _), (other, _)) = said
+    assert url == other
+    pid = json.loads((tmp_path / "prefect/server.json").read_text())["pid"]
+    owner, guest = both if said[0][1] == "True" else reversed(both)
+    os.kill(owner.pid, signal.SIGKILL)
+    assert owner.wait(5) == -signal.SIGKILL
+    time.sleep(3)
+    assert answers(url), "the guest still needs it"
+    os.kill(guest.pid, signal.SIGKILL)
+    assert within(12, lambda: gone(pid))
+    assert not answers(url)
+
+
+@pytest.mark.real
+def test_a_port_in_use_is_named(tmp_path: Path, server: Server):
+    with pytest.raises(ServerError, match=r"port \d+ of 127\.0\.0\.1 cannot be had .*--port"):
+        serve_beside(tmp_path, int(server.url.rsplit(":", 1)[1]))
+
+
+def serve_beside(root: Path, port: int) -> None:
+    """Another store's server, although this process has one configured by now."""
+    configured = os.environ.pop("PREFECT_API_URL")
+    try:
+        with serving(root, port):
+            pass
+    finally:
+        os.environ["PREFECT_API_URL"] = configured
+
+
+@pytest.mark.real
+def test_publishing_again_adds_nothing(store: Store, server: Server):
+    from flows import cards
+
+    store.name("seed", "import-000000000001")
+    cards.publish_missing(store)
+    before = artifacts(server)
+    assert cards.publish_missing(store) == []
+    assert cards.publish(store, store.resolve("seed")) == cards.card_url(store.resolve("seed"))
+    assert artifacts(server) == before
+    store.name("seed", "import-000000000006")  # the name moved: its card follows, and so does the older one's
+    assert cards.publish_missing(store) == ["import-000000000001", "import-000000000006"]
+    store.name("seed", "import-000000000001")
+    assert cards.publish_missing(store) == ["import-000000000001"]
+    assert cards.publish_missing(store) == []
+
+
+def artifacts(server: Server) -> int:
+    return httpx.post(f"{server.api}/artifacts/count", json={}).json()
+
+
+@pytest.mark.real
+def test_a_card_made_in_a_task_belongs_to_its_run(store: Store, server: Server):
+    from prefect import flow, task
+
+    from flows import cards
+
+    @task
+    def show(dataset: str) -> str:
+        return cards.publish(store, dataset)
+
+    @flow
+    def once() -> str:
+        from prefect.runtime import flow_run
+
+        show(store.resolve("student"))
+        show(store.resolve("student"))
+        return flow_run.id
+
+    run = once()
+    found = httpx.post(f"{server.api}/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}}).json()
+    assert sorted(a["type"] for a in found) == ["markdown", "table"]
+    assert {a["description"] for a in found} == {"train-000000000005"}
+
+
+@pytest.mark.real
+def test_keys_are_safe_and_stay_apart():
+    from flows.cards import safe_key
+
+    assert safe_key("seed") == "seed"
+    made = [safe_key(name) for name in ("Seed", "se.ed", "se_ed", "se-ed", "9.")]
+    assert len(set(made)) == 5
+    assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for key in made)
+
+
+@pytest.mark.real
+def test_the_ui_prints_its_addresses_and_ends_well_on_ctrl_c(store: Store, server: Server, python):
+    ui = python(UI, store.root)
+    said = first_line(ui, "dashboard") + first_line(ui, "student")
+    ui.send_signal(signal.SIGINT)
+    rest, _ = ui.communicate(timeout=20)
+    assert ui.returncode == 0, rest
+    assert "Traceback" not in rest
+    assert f"{server.url}/dashboard" in said
+    assert f"{server.url}/artifacts/artifact/" in said
+
+
+@pytest.mark.real
+def test_a_browser_draws_the_card_and_nothing_in_a_row_can_act(store: Store, server: Server, tmp_path: Path):
+    from playwright.sync_api import sync_playwright
+
+    from flows import cards
+
+    cards.publish_missing(store)
+    address = cards.publish(store, "clear-score-000000000002")
+    asked: list[str] = []
+    with sync_playwright() as play:
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        context = browser.new_context(viewport={"width": 1300, "height": 1000})
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("img[alt='histogram of clear_confidence']", timeout=60_000)
+        page.wait_for_timeout(500)
+        images = page.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.src.slice(0, 19)])")
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        page.screenshot(path=tmp_path / "card.png", full_page=True)
+        shown = page.inner_text("body")
+        links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.href)")
+        page.click("a:has-text('More rows, as a table')")
+        page.wait_for_selector("text=What is 0 plus 0?", timeout=60_000)
+        links += page.evaluate("[...document.querySelectorAll('a')].map(a => a.href)")
+        injected = page.evaluate("window.injected")
+        browser.close()
+    assert [alt for alt, _, _ in images] == [
+        "histogram of clear_confidence",
+        "histogram of clear_consistency",
+        "lineage",
+    ]
+    assert all(width > 0 and source == "data:image/svg+xml;" for _, width, source in images)
+    assert "What is 0 plus 0?" in shown
+    assert "[press me](javascript:window.injected=3) ![pixel](http://203.0.113.7/b.png)" in shown
+    assert '<img src="http://203.0.113.7/a.png" onerror="window.injected=1">' in shown
+    assert injected is None
+    assert all(link.startswith(server.url) for link in links)
+    outside = [url for url in asked if not url.startswith((server.url, "data:", f"blob:{server.url}"))]
+    assert not outside

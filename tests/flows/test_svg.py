@@ -1,0 +1,76 @@
+import math
+from xml.dom import minidom
+
+import pytest
+
+from flows import svg
+
+
+def drawn(text: str, tag: str) -> list:
+    return minidom.parseString(text).getElementsByTagName(tag)
+
+
+def texts(text: str) -> list[str]:
+    return [node.firstChild.data for node in drawn(text, "text") if node.firstChild]
+
+
+def test_every_value_is_in_a_bar():
+    assert svg._bins([0.0, 0.15, 0.15, 3.0], 0.0, 3.0)[0] == [1, 2, *[0] * 27, 1]
+
+
+def test_whole_numbers_get_a_bar_each():
+    picture = svg.histogram([0, 1, 1, 2, 2, 2])
+    heights = [float(bar.getAttribute("height")) for bar in drawn(picture, "rect")]
+    assert len(heights) == 3
+    assert heights[1] == pytest.approx(heights[2] * 2 / 3, abs=0.1)
+
+
+def test_what_lies_under_the_threshold_is_grey():
+    fills = [bar.getAttribute("fill") for bar in drawn(svg.histogram([0, 1, 2, 3], threshold=1), "rect")]
+    assert fills == [svg.FAINT, svg.FAINT, svg.FILL, svg.FILL]
+    assert "threshold 1" in texts(svg.histogram([0, 1, 2, 3], threshold=1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="none"),
+        pytest.param([math.nan, math.inf, None], id="no numbers"),
+        pytest.param([0.5] * 9, id="all equal"),
+        pytest.param([1.7e308, -1.7e308], id="too far apart"),
+        pytest.param([1e299, -1e299], id="huge"),
+        pytest.param([1e-320, 2e-320], id="tiny"),
+    ],
+)
+def test_any_values_make_a_drawing(values: list):
+    assert drawn(svg.histogram(values, threshold=0.2, title="t"), "svg")
+    assert drawn(svg.histogram(values, threshold=math.nan), "svg")
+
+
+def test_text_is_escaped_and_what_no_browser_draws_is_replaced():
+    picture = svg.lineage({"a": ["<script>&\x00\x0b'", "\ud800"]}, [])
+    assert texts(picture) == ["<script>&\ufffd\ufffd'", "\ufffd"]
+    assert not drawn(picture, "script")
+
+
+def test_lineage_runs_from_left_to_right_and_survives_rings():
+    picture = svg.lineage({"c": ["c"], "a": ["a"], "b": ["b"]}, [("a", "b"), ("b", "c"), ("a", "c")], "c")
+    at = {node.firstChild.data: float(node.getAttribute("x")) for node in drawn(picture, "text")}
+    assert at["a"] < at["b"] < at["c"]
+    assert len(drawn(picture, "path")) == 6  # a line and a head for each of three arrows
+    assert drawn(svg.lineage({"a": ["a"], "b": ["b"]}, [("a", "b"), ("b", "a")]), "rect")
+    assert drawn(svg.lineage({}, []), "svg")
+
+
+def test_intervals_are_drawn_to_scale():
+    picture = svg.intervals([("ours", 0.8, 0.7, 0.9), ("random", 0.4, 0.3, 0.5), ("failed", math.nan, 0, 1)])
+    wide = [float(bar.getAttribute("width")) for bar in drawn(picture, "rect")]
+    assert wide[0] == pytest.approx(2 * wide[1], abs=0.2)
+    assert "no value" in texts(picture)
+    assert "no values" in texts(svg.intervals([]))
+
+
+def test_a_curve_leaves_out_what_is_no_number():
+    (line,) = drawn(svg.curve([(0, 2.0), (1, math.nan), (2, 1.0)]), "polyline")
+    assert line.getAttribute("points").split() == ["52.0,30.0", "508.0,176.0"]
+    assert "no values" in texts(svg.curve([]))
