@@ -119,7 +119,8 @@ def _keep_only(keys: set[tuple[str, str]]) -> None:
 
 
 def _base_key(spec: EngineSpec) -> tuple[str, str]:
-    return spec.kind, str(model_folder(spec.model))
+    """By content: weights that were replaced in their place are another model."""
+    return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec))
 
 
 def _adapter_folder(spec: EngineSpec) -> Path | None:

@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 from curation.step import Completion, Failed
 from storage.schema import Messages
 from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, shared_prefix
-from synthesis.fingerprint import EngineError, fingerprint
+from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
-_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -127,9 +127,7 @@ class LocalEngine:
     # ---- inside
 
     def _play(self, adapter: str | Path | None, identity: str | None) -> None:
-        self._adapter = str(adapter) if adapter is not None else None
-        if self._adapter is not None:
-            self._base.load(self._adapter)
+        self._adapter = None if adapter is None else self._base.load(Path(adapter))
         self.identity = identity or _identity(self._base.name, self._base.device, adapter)
 
     def _encode(self, prompts: list[Messages]) -> list[list[int] | Failed]:
@@ -186,28 +184,33 @@ class _Base:
         self.model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
         self.model.to(device).eval().requires_grad_(False)
         self.peft: Any = None
-        self.adapters: dict[str, str] = {}
+        self.adapters: dict[str, str] = {}  # digest: name
         self.lock = threading.RLock()
         config = self.model.config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.ends = _ends(self.tokenizer, self.model)
 
-    def load(self, adapter: str) -> None:
+    def load(self, folder: Path) -> str:
+        """Put an adapter on the model, once for each content; returns the name to call it by."""
         from peft import PeftModel
 
+        if not (folder / "adapter_config.json").exists():
+            raise EngineError(f"{folder} is no adapter: there is no adapter_config.json in it")
         with self.lock:
-            if adapter in self.adapters:
-                return
+            content = folder_digest(folder)  # not the path: an adapter trained again may lie in the same place
+            if content in self.adapters:
+                return self.adapters[content]
             name = f"adapter{len(self.adapters)}"
             try:
                 if self.peft is None:
-                    self.peft = PeftModel.from_pretrained(self.model, adapter, adapter_name=name)
+                    self.peft = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
                 else:
-                    self.peft.load_adapter(adapter, adapter_name=name)
+                    self.peft.load_adapter(str(folder), adapter_name=name)
             except (OSError, ValueError, RuntimeError) as error:
-                raise EngineError(f"{adapter} is no adapter of {self.name}: {error}") from error
+                raise EngineError(f"{folder} is no adapter of {self.name}: {error}") from error
             self.peft.eval().requires_grad_(False)
-            self.adapters[adapter] = name
+            self.adapters[content] = name
+            return name
 
     @contextmanager
     def speaking(self, adapter: str | None) -> Iterator[Any]:
@@ -220,7 +223,7 @@ class _Base:
                     self.peft.base_model.disable_adapter_layers()
                 else:
                     self.peft.base_model.enable_adapter_layers()
-                    self.peft.set_adapter(self.adapters[adapter], inference_mode=True)
+                    self.peft.set_adapter(adapter, inference_mode=True)
             yield self.model
 
     def close(self) -> None:

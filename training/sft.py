@@ -62,9 +62,10 @@ def train(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = _tokenizer(base)
-    encoded = _encode(tokenizer, rows, config.max_length)
-    order = _order([len(e["input_ids"]) for e in encoded], config)
     model = _model(base, config)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_length
+    encoded = _encode(tokenizer, rows, min(config.max_length, context))
+    order = _order([len(e["input_ids"]) for e in encoded], config)
     curve = _Curve(config.optimizer_steps, progress)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(

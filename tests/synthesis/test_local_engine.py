@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,6 +176,16 @@ def test_each_view_speaks_with_its_own_adapter(engine, plain, tiny_model, tiny_a
         assert view.choose(PROMPTS, ["A", "B"]) != bare
     assert engine.choose(PROMPTS, ["A", "B"]) == bare
     assert len({engine.identity, *[v.identity for v in views]}) == 3
+
+
+def test_an_adapter_trained_again_in_the_same_place_is_not_the_old_one(engine, tiny_adapters, tmp_path):
+    answers = []
+    for trained in tiny_adapters:
+        shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+        view = engine.with_adapter(tmp_path)
+        answers.append((view.identity, view.choose(PROMPTS[:1], ["A"])))
+    assert answers[0][0] != answers[1][0]
+    assert answers[1][1] == engine.with_adapter(tiny_adapters[1]).choose(PROMPTS[:1], ["A"]) != answers[0][1]
 
 
 def test_a_folder_that_is_no_adapter_is_refused_by_name(engine, tmp_path):
