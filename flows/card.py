@@ -12,7 +12,7 @@ from types import MappingProxyType
 import polars as pl
 
 from flows import svg
-from flows.sampling import numbers_and_words, sample_rows
+from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
 from storage.schema import ROW
 from storage.store import Manifest, Store
 
@@ -20,7 +20,6 @@ SAMPLES = 10
 LONGEST = 8000  # characters of one text; a card is loaded with the list of all cards, so it stays small
 _STRUCTURE = re.compile(r"[^\w\s,;'()?!/-]|_", re.ASCII)
 _TITLE = re.compile(r"(?!www)[\w-]+(\.[\w-]+)*", re.ASCII)  # a heading shows entities as written, so only plain names
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _HISTOGRAMS = 12
 _GAP = "&nbsp;" * 4  # Prefect's style sheet leaves no room between cells
 _LAYERS, _BOXES = 5, 24
@@ -57,7 +56,7 @@ def text(said: object, longest: int = LONGEST) -> str:
     """Text as Markdown and HTML that show exactly it. Line ends become <br>, so the result is one line."""
     whole = said if isinstance(said, str) else str(said)
     shown = whole[:longest]
-    shown = _INVISIBLE.sub(lambda m: f"\u27e8U+{ord(m[0]):04X}\u27e9", shown.replace("\r\n", "\n"))
+    shown = INVISIBLE.sub(code_point, shown.replace("\r\n", "\n"))
     shown = _STRUCTURE.sub(lambda m: f"&#{ord(m[0])};" if ord(m[0]) < 128 else m[0], shown)
     shown = re.sub(r"(?m)^ +|\t", lambda m: "&nbsp;" * (4 if m[0] == "\t" else len(m[0])), shown)
     if len(shown.encode()) > 3 * longest > 300:

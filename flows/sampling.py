@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import polars as pl
@@ -12,6 +13,10 @@ from storage.store import Manifest, Shard, Store
 CELL = 120  # characters; a longer cell of a table cannot be read in the UI
 TABLE_ROWS = 200  # the UI's list of artifacts loads every table in full
 DRAWN = 100_000  # rows behind a histogram
+
+# Control characters, and those that reorder the text around them.
+INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_STRUCTURE = re.compile(r"[!-&(-+\-.:<->@\[-`{-~]")  # all punctuation of ASCII but ' , / ; ?
 
 
 def sample_rows(store: Store, dataset: str, n: int) -> pl.DataFrame:
@@ -34,7 +39,7 @@ def sample_rows(store: Store, dataset: str, n: int) -> pl.DataFrame:
 
 
 def sample_table(store: Store, dataset: str, rows: int = TABLE_ROWS) -> list[dict[str, Any]]:
-    """Rows for a table of the UI: short cells, no numbers that JSON does not have."""
+    """Rows for a table of the UI: short cells of Markdown that show as text, no numbers that JSON does not have."""
     columns = ["id", "instruction", "response", "drop_reason"]
     table = sample_rows(store, dataset, min(rows, 500))
     first = [c for c in columns if c in table.columns]
@@ -99,7 +104,20 @@ def _cell(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= CELL else text[: CELL - 1] + "…"
+    return as_cell(text if len(text) <= CELL else text[: CELL - 1] + "…")
+
+
+def as_cell(text: str) -> str:
+    """Text as one line of Markdown that shows exactly it.
+
+    The UI renders the cells of a table as Markdown and follows it all the way: it loads an image from anywhere and
+    leaves `javascript:` in links. Unlike in HTML, entities would show as written, so this escapes with backslashes.
+    """
+    return _STRUCTURE.sub(r"\\\g<0>", " ".join(INVISIBLE.sub(code_point, text).split()))
+
+
+def code_point(found: re.Match[str]) -> str:
+    return f"\u27e8U+{ord(found[0]):04X}\u27e9"
 
 
 def _is_vector(kind: pl.DataType) -> bool:

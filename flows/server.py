@@ -24,7 +24,7 @@ from rich.console import Console
 
 from storage.store import StoreError
 
-START_SECONDS = 120
+START_SECONDS = 240  # a new database took 100 s on two cores with twelve busy processes
 _OURS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

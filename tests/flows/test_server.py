@@ -242,6 +242,8 @@ def test_a_browser_draws_the_card_and_nothing_in_a_row_can_act(store: Store, ser
         links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.href)")
         page.click("a:has-text('More rows, as a table')")
         page.wait_for_selector("text=What is 0 plus 0?", timeout=60_000)
+        page.fill("input[type=text], input[type=search], .p-text-input input, input", "r59")
+        cell = page.wait_for_selector("td:has-text('onerror')", timeout=60_000).inner_text()
         links += page.evaluate("[...document.querySelectorAll('a')].map(a => a.href)")
         injected = page.evaluate("window.injected")
         browser.close()
@@ -254,6 +256,9 @@ def test_a_browser_draws_the_card_and_nothing_in_a_row_can_act(store: Store, ser
     assert "What is 0 plus 0?" in shown
     assert "[press me](javascript:window.injected=3) ![pixel](http://203.0.113.7/b.png)" in shown
     assert '<img src="http://203.0.113.7/a.png" onerror="window.injected=1">' in shown
+    assert cell.startswith(
+        '``` </code></pre></details></td></table> <img src="http://203.0.113.7/a.png" onerror="window'
+    )
     assert injected is None
     assert all(link.startswith(server.url) for link in links)
     outside = [url for url in asked if not url.startswith((server.url, "data:", f"blob:{server.url}"))]
