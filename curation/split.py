@@ -22,10 +22,14 @@ class Split(StepConfig):
 
 @step("split", kind="score", writes="split")
 def split(rows: pl.DataFrame, cfg: Split) -> pl.DataFrame:
-    """Say of each row whether it is for `train` or `validation`; rows that ask the same are on the same side."""
+    """Say of each row whether it is for `train` or `validation`; rows that ask the same are on the same side.
+
+    Rows that a step made are for training: a decision that read them would judge its own work.
+    """
     asked = rows.select(normalised(prompt_text())).to_series()
     sides = ["validation" if _place(text, cfg.salt) < cfg.share else "train" for text in asked]
-    return rows.with_columns(split=pl.Series(sides, dtype=pl.String))
+    side = pl.when(pl.col("parent_id").is_null()).then(pl.Series(sides, dtype=pl.String)).otherwise(pl.lit("train"))
+    return rows.with_columns(split=side)
 
 
 def _place(text: str, salt: str) -> float:

@@ -98,7 +98,7 @@ class Turn:
             limits["rows"] = self.config.budget.rows
         settings = use.config(**limits)
         given = {k: v for k, v in tables.items() if v}
-        label, models = self._label(use.step), role_models(self.config, self.store, self.student)
+        label, models = self._label(name or use.step), role_models(self.config, self.store, self.student)
         return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
 
     def train(self, what: str, rows: str, heldout: str) -> str:

@@ -26,4 +26,4 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def say(text: str) -> None:
-    console.print(text)
+    console.print(text, soft_wrap=True)

@@ -58,6 +58,19 @@ def test_imports_follow_the_arrow(package):
     assert seen
 
 
+def test_no_flow_or_task_takes_a_table():
+    found = 0
+    for path in sorted((ROOT / "flows").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(d).split("(")[0] in ("flow", "task") for d in node.decorator_list
+            ):
+                found += 1
+                said = ast.unparse(node.args)
+                assert "DataFrame" not in said and "Table" not in said, f"{path}: {node.name} takes a table"
+    assert found >= 7
+
+
 def hostile(n: int) -> pl.DataFrame:
     """Rows of every awkward sort: dropped, empty, duplicate, multi-turn, giant, hostile text; with every column."""
     texts = ["a", "", "a", "x" * 5000, "<script>alert(1)</script>", "é\u202e\x01", "Pick: a, b\nplay jazz"]
