@@ -98,16 +98,17 @@ def drop_doubtful(rows: pl.DataFrame, cfg: ClearFilter) -> pl.DataFrame:
     then id, to keep half.
     """
     confidence = pl.col("clear_confidence")
-    threshold = rows["clear_confidence"].median() if cfg.threshold is None else cfg.threshold
+    median = rows["clear_confidence"].cast(pl.Float64).median()
+    threshold = pl.lit(median if cfg.threshold is None else cfg.threshold, dtype=pl.Float64)
     keep = (confidence > threshold).fill_null(False)
     scored = rows["clear_confidence"].drop_nulls().len()
     if cfg.threshold is None and scored and rows.select(keep.sum()).item() < 0.4 * scored:
         best = rows.sort(["clear_confidence", "clear_consistency", "id"], descending=True, nulls_last=True)
         keep = pl.col("id").is_in(best["id"].head(scored // 2).to_list())
-    why = pl.format("clear-filter: confidence {} is not over {}", confidence.round(3), pl.lit(threshold).round(3))
+    why = pl.format("clear-filter: confidence {} is not over {}", confidence.round(3), threshold.round(3))
     why = why.fill_null(pl.lit("clear-filter: no confidence could be had"))
     return rows.with_columns(
-        clear_threshold=pl.lit(threshold, dtype=pl.Float64),
+        clear_threshold=threshold,
         drop_reason=pl.when(keep).then("drop_reason").otherwise(why),
     )
 

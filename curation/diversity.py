@@ -78,7 +78,7 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
         raise StepError(
             f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
         )
-    pool = rows.filter(pl.col("split") != "validation") if "split" in rows.columns else rows
+    pool = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len()).sort("diversity_cluster")
     if weights is None:
         sizes = sizes.with_columns(weight=pl.col("size") / pl.col("size").sum())
@@ -116,7 +116,7 @@ def reweight(
     rows: pl.DataFrame, cfg: Reweight, results: pl.DataFrame, weights: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Next round's cluster weights: up where training gained over the base model, down where it did not."""
-    live = rows.filter(pl.col("split") != "validation") if "split" in rows.columns else rows
+    live = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
     clusters = live.group_by(cluster="diversity_cluster").agg(weight=pl.len() / live.height).sort("cluster")
     if weights is not None:
         clusters = clusters.select("cluster").join(weights.select("cluster", "weight"), on="cluster", how="left")

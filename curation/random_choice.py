@@ -24,7 +24,7 @@ class Random(StepConfig):
 @step("random", kind="select", scope="dataset")
 def take_at_random(rows: pl.DataFrame, cfg: Random) -> pl.DataFrame:
     """Take rows uniformly at random; rows that are kept for validation are left out."""
-    pool = rows.filter(pl.col("split") != "validation") if "split" in rows.columns else rows
+    pool = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
     order = pool.select("id").with_columns(u=pl.Series(uniform(pool["id"], cfg.seed))).sort("u", "id")
     return order.select(
         "id",

@@ -24,11 +24,16 @@ class Split(StepConfig):
 def split(rows: pl.DataFrame, cfg: Split) -> pl.DataFrame:
     """Say of each row whether it is for `train` or `validation`; rows that ask the same are on the same side.
 
-    Rows that a step made are for training: a decision that read them would judge its own work.
+    A row that a step made is never for validation, where a decision would judge its own work. Where it asks what falls
+    to that side it is `aside`, neither trained on nor read.
     """
     asked = rows.select(normalised(prompt_text())).to_series()
     sides = ["validation" if _place(text, cfg.salt) < cfg.share else "train" for text in asked]
-    side = pl.when(pl.col("parent_id").is_null()).then(pl.Series(sides, dtype=pl.String)).otherwise(pl.lit("train"))
+    side = (
+        pl.when(pl.col("parent_id").is_null())
+        .then(pl.Series(sides, dtype=pl.String))
+        .otherwise(pl.Series(["aside" if s == "validation" else s for s in sides], dtype=pl.String))
+    )
     return rows.with_columns(split=side)
 
 

@@ -100,7 +100,7 @@ def wrong_rows(rows: pl.DataFrame, results: pl.DataFrame, quality: str) -> pl.Da
     wrong = results.filter(~pl.col("student_correct")).select("id")
     seeds = rows.filter(pl.col("round") == 0)
     if "split" in seeds.columns:
-        seeds = seeds.filter(pl.col("split") != "validation")
+        seeds = seeds.filter(pl.col("split") == "train")
     trust = pl.col(quality) if quality in seeds.columns else pl.lit(0.0)
     found = seeds.join(wrong, on="id").with_columns(trust=trust)
     return found.sort(["trust", "id"], descending=[True, False], nulls_last=True).select(*_COLUMNS)

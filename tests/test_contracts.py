@@ -76,15 +76,16 @@ def hostile(n: int) -> pl.DataFrame:
     texts = ["a", "", "a", "x" * 5000, "<script>alert(1)</script>", "é\u202e\x01", "Pick: a, b\nplay jazz"]
     pairs = [(texts[i % len(texts)], texts[(i * 3 + 1) % len(texts)]) for i in range(n)]
     rng = np.random.default_rng(n)
-    out = rows(
-        *pairs,
-        clear_confidence=[None if i % 11 == 5 else float(v) for i, v in enumerate(rng.random(n).round(1))],
-        clear_consistency=rng.random(n).tolist(),
-        base_nll=rng.random(n).tolist(),
-        split=["validation" if i % 7 == 3 else "train" for i in range(n)],
-        diversity_cluster=(rng.integers(0, 3, n)).tolist(),
-        embedding=pl.Series(rng.random((n, 4)).tolist(), dtype=pl.List(pl.Float64)).list.to_array(4),
-        **{f"instructmining_{k}": [0.5] * n for k in ("reward", "understandability", "naturalness", "coherence")},
+    numbers = {k: rng.random(n).round(1).tolist() for k in ("clear_confidence", "clear_consistency", "base_nll")}
+    numbers |= {f"instructmining_{k}": [0.5] * n for k in ("reward", "understandability", "naturalness", "coherence")}
+    out = rows(*pairs).with_columns(
+        *[pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()],
+        pl.Series("split", ["validation" if i % 7 == 3 else "train" for i in range(n)], dtype=pl.String),
+        pl.Series("diversity_cluster", rng.integers(0, 3, n), dtype=pl.Int32),
+        pl.Series("embedding", rng.random((n, 4)), dtype=pl.Array(pl.Float32, 4)),
+    )
+    out = out.with_columns(
+        clear_confidence=pl.when(pl.int_range(pl.len()) % 11 == 5).then(None).otherwise("clear_confidence")
     )
     dropped = ["somebody: said so" if i % 5 == 2 else None for i in range(n)]
     return out.with_columns(drop_reason=pl.Series(dropped, dtype=pl.String)).with_columns(

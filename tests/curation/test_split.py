@@ -1,3 +1,5 @@
+import polars as pl
+
 from curation.split import Split, split
 from tests.rows import rows
 
@@ -36,3 +38,12 @@ def test_the_split_is_by_the_first_64_bits_of_sha256():
     peru = 0xC323B5343FE10DDE / 2**64  # of the output of: printf '0\ncapital of peru' | sha256sum
     assert sides("Capital of Peru?", share=peru + 1e-6) == ["validation"]
     assert sides("Capital of Peru?", share=peru - 1e-6) == ["train"]
+
+
+def test_made_rows_are_never_for_validation_and_stand_aside_where_they_ask_what_falls_to_it():
+    asked = rows(*[(f"question {i}", "a") for i in range(200)])
+    made = asked.with_columns(parent_id=pl.lit("r0"), round=pl.lit(1, dtype=pl.Int32))
+    sides = split(asked, Split(share=0.3))["split"]
+    told = split(made, Split(share=0.3))["split"]
+    assert told.to_list() == ["aside" if s == "validation" else "train" for s in sides]
+    assert "aside" in told
