@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.engines import EngineSpec
+from flows.engines import EngineError, EngineSpec, identity, leases, release
 from flows.training import train_adapter
 from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
@@ -55,11 +55,13 @@ def test_an_adapter_is_trained_once_on_the_live_rows(store, tiny_model):
     assert train_adapter(store, "pool", spec, CONFIG.model_copy(update={"seed": 1})) != made
 
 
-def test_the_adapter_can_be_asked_at_once(store, tiny_model):
-    from flows.engines import identity, leases, release
-
+def test_training_frees_the_loaded_models_and_its_adapter_can_be_asked_at_once(store, tiny_model):
     base = EngineSpec(model=str(tiny_model))
+    with leases({"base": base}, store).open() as engines:
+        before = engines["base"]
     made = train_adapter(store, "pool", base, CONFIG)
+    with pytest.raises(EngineError, match="was closed"):
+        before.choose([[message("user", "never asked")]], ["y"])
     student = EngineSpec(model=str(tiny_model), adapter=str(store.files(made)))
     lease = leases({"base": base, "student": student}, store)
     assert lease.identities == {"base": identity(base), "student": identity(student)}
@@ -68,8 +70,6 @@ def test_the_adapter_can_be_asked_at_once(store, tiny_model):
         assert engines["base"].choose(asked, ["y"]) != engines["student"].choose(asked, ["y"])
         assert engines["base"].engine._base is engines["student"].engine._base
     release()
-    with pytest.raises(ValueError, match="was closed"):
-        engines["base"].choose([[message("user", "never asked before")]], ["y"])
 
 
 def test_rows_that_cannot_be_learnt_are_an_error_a_person_can_read(store, tiny_model):
