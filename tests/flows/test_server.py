@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,6 +25,15 @@ from flows.server import serving
 with serving(Path(sys.argv[1])) as server:
     print(server.url, server.started, flush=True)
     time.sleep(float(sys.argv[2]))
+"""
+TASKS = """
+import sys
+from pathlib import Path
+from flows.server import serving
+with serving(Path(sys.argv[1])):
+    from prefect import flow, task
+    quick = task(lambda i: i)
+    flow(lambda: [quick(i) for i in range(60)], name="many")()
 """
 UI = """
 import sys
@@ -132,6 +143,16 @@ def test_no_server_outlives_its_last_user_however_that_ends(tmp_path: Path, pyth
     os.kill(guest.pid, signal.SIGKILL)
     assert within(12, lambda: gone(pid))
     assert not answers(url)
+
+
+@pytest.mark.real
+def test_what_ran_is_written_down_before_the_server_stops(tmp_path: Path, python):
+    process = python(TASKS, tmp_path)
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as database:
+        found = database.execute("select state_type, count(*) from task_run group by 1").fetchall()
+    assert found == [("COMPLETED", 60)]
 
 
 @pytest.mark.real
