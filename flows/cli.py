@@ -16,7 +16,7 @@ from flows import steps  # noqa: F401  registers every step
 from flows.config import ConfigError, load, settings
 from flows.engines import EngineError, EngineSpec, leases
 from flows.explain import History, history
-from flows.models import instruct_adapter
+from flows.models import check_models, instruct_adapter
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import StoreOption, options, step_app
@@ -72,7 +72,9 @@ def run(
         return typer.echo(estimate(wanted, config.resolve().parent))
     from flows.server import serving
 
-    root = _open(store).root
+    place = _open(store)
+    root = place.root
+    check_models(wanted, place)
     with serving(root):
         from flows.loop import improve
         from flows.publish import publish_report

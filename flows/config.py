@@ -130,6 +130,9 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
         raise ConfigError(f"{path}: {explain(wrong, LoopConfig)}") from None
     for use in [*config.score, config.choose, *config.feedback]:
         use.config()
+    for key in ("pool", "heldout", "spoilt"):
+        if (file := getattr(config, key)) and not (path.parent / file).is_file():
+            raise ConfigError(f"{path}: {key}: there is no file {path.parent / file}")
     return config
 
 

@@ -1,7 +1,7 @@
 """Which model plays which role."""
 
 from flows.config import ConfigError, LoopConfig, RoleModel
-from flows.engines import EngineSpec, model_folder
+from flows.engines import EngineSpec, identity, model_folder
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
@@ -15,6 +15,12 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
     models["base"] = models["student"] = EngineSpec(model=config.model)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model="all-MiniLM-L6-v2")
     return models
+
+
+def check_models(config: LoopConfig, store: Store) -> None:
+    """Find every model before anything is run; raises EngineError naming the one that cannot be had."""
+    for spec in role_models(config, store, None).values():
+        identity(spec)
 
 
 def instruct_adapter(model: str) -> str | None:

@@ -9,6 +9,8 @@ GOOD = "pool: raw.jsonl\nheldout: test.jsonl\n"
 
 
 def read(tmp_path, text, changes=()):
+    for name in ("raw.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
     path = tmp_path / "loop.yaml"
     path.write_text(text)
     return load(path, list(changes))
@@ -37,6 +39,7 @@ def test_set_reaches_into_lists_and_budgets(tmp_path):
         pytest.param(GOOD + "budget: {rowz: 3}", [], "unknown key 'budget.rowz'; did you mean 'rows'", id="nested"),
         pytest.param(GOOD + "budget: {rows: -3}", [], "'budget.rows'.*greater than or equal to 1", id="out-of-bounds"),
         pytest.param("heldout: x", [], "'pool'", id="missing"),
+        pytest.param(GOOD + "spoilt: nowhere.jsonl", [], "spoilt: there is no file .*nowhere.jsonl", id="no-such-file"),
         pytest.param("a: [", [], "is not YAML", id="not-yaml"),
         pytest.param("just text", [], "holds no keys", id="no-keys"),
         pytest.param(GOOD, ["seeds"], "key=value", id="no-equals"),
