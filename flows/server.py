@@ -34,7 +34,8 @@ _OURS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # V2 breaks the cards' images and calls a host outside
 }
 _QUIET = {
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the console only: runs still log to the server
+    # The console only: runs still log to the server, and the command says in one line what went wrong.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 
