@@ -29,7 +29,7 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     rows = config.budget.rows
     title = f"What the curation of {config.name} was worth"
-    text = report.markdown(title, store, runs, rows, spoilt)
+    text = report.markdown(title, store, runs, rows, spoilt, deviations(config))
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -46,6 +46,18 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
         "datasets": [asdict(run) for run in runs],
     }
     return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/key/{key}"))
+
+
+def deviations(config: LoopConfig) -> list[str]:
+    """Where the run differs from the methods' papers by its config, said on the page."""
+    students = [role for role, said in config.roles.items() if said.adapter == "last-student"]
+    if not students:
+        return []
+    return [
+        f"From the second round on, the {' and the '.join(students)} of CLEAR is the student of the round before; the paper "
+        "uses the untuned model throughout. So the AUROC of later rounds is also that of a model tuned on this pool.",
+        "",
+    ]
 
 
 def known_spoilt(path: Path) -> set[int]:
