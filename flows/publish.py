@@ -54,8 +54,8 @@ def deviations(config: LoopConfig) -> list[str]:
     if not students:
         return []
     return [
-        f"From the second round on, the {' and the '.join(students)} of CLEAR is the student of the round before; the paper "
-        "uses the untuned model throughout. So the AUROC of later rounds is also that of a model tuned on this pool.",
+        f"From the second round on, the {' and the '.join(students)} of CLEAR is the student of the round before; the "
+        "paper uses the untuned model throughout. So the AUROC of later rounds is that of a model tuned on this pool.",
         "",
     ]
 
