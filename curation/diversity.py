@@ -54,6 +54,9 @@ class Reweight(StepConfig):
     floor: float = Field(0.1, ge=0, le=1)
     """Least weight of a cluster, as a share of the uniform weight."""
 
+    def columns(self) -> tuple[str, ...]:
+        return ("split",)
+
 
 @step("kmeans-cluster", kind="score", scope="dataset", reads="embedding", writes="diversity_cluster")
 def cluster(rows: pl.DataFrame, cfg: Cluster) -> pl.DataFrame:
@@ -79,6 +82,7 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
             f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
         )
     pool = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
+    pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_not_nan())  # null neither: such a row is not drawn
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len()).sort("diversity_cluster")
     if weights is None:
         sizes = sizes.with_columns(weight=pl.col("size") / pl.col("size").sum())

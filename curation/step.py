@@ -213,6 +213,8 @@ def _put_back(step: Step, rows: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame
     own = [*step.writes, "drop_reason"] if step.kind == "filter" else list(step.writes)
     mine = out.select("id", *own)
     joined = rows.drop(own, strict=False).join(mine, on="id", how="left", maintain_order="left")
+    if joined.height != rows.height:
+        raise StepError(f"{step.name}: two rows of its input have the same id")
     if "drop_reason" in own:
         joined = joined.with_columns(drop_reason=rows["drop_reason"].fill_null(joined["drop_reason"]))
     return joined

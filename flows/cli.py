@@ -13,22 +13,24 @@ from rich.table import Table
 
 from curation.step import Step, StepError
 from flows import steps  # noqa: F401  registers every step
-from flows.config import ConfigError, load, settings
+from flows.assemble import taken
+from flows.config import ConfigError, load, settings, train_settings
 from flows.engines import EngineError, EngineSpec, leases
 from flows.explain import History, history
-from flows.models import check_models, instruct_adapter
+from flows.models import EMBEDDER, check_models, instruct_adapter
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import StoreOption, options, step_app
 from storage.schema import instruction, response
 from storage.store import Store, StoreError
 
-DONE, FAILED, USAGE, REJECTED = 0, 1, 2, 3
+DONE, FAILED, USAGE, REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
 
 Begin with: thresher run examples/snips/loop.yaml
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but rows were rejected on import.
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but rows were rejected on import;
+130 stopped by Ctrl-C, the same command goes on.
 """
 
 app = typer.Typer(no_args_is_help=True, help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -77,16 +79,16 @@ def run(
     check_models(wanted, place)
     with serving(root):
         from flows.loop import improve
-        from flows.publish import publish_report
 
-        runs = improve(wanted, config.resolve().parent, root)
-        found = publish_report(wanted, config.resolve().parent, Store(root), runs)
+        found = improve(wanted, config.resolve().parent, root)
         say(f"report: {found.path} and {found.url}; datasets: `thresher ui`")
     if report:
         report.write_text(found.markdown, encoding="utf-8")
     typer.echo(json.dumps(found.as_json, indent=1) if as_json else found.text)
-    if rejected := Store(root).manifest(runs[0].pool).counts.get("rejected", 0):
-        say(f"{rejected} rows were rejected on import: `thresher show {wanted.name} --rejects`")
+    rejected = {n: place.manifest(place.resolve(n)).counts["rejected"] for n in (wanted.name, f"{wanted.name}-heldout")}
+    for name in (n for n, count in rejected.items() if count):
+        say(f"{rejected[name]} rows of {name} were rejected on import: `thresher show {name} --rejects`")
+    if any(rejected.values()):
         raise typer.Exit(REJECTED)
 
 
@@ -111,11 +113,13 @@ def train(
     dataset: str, store: Path = Path(".thresher"), model: str = "nano", name: str | None = None, **typed: Any
 ) -> None:
     from flows.training import train_adapter
-    from training.sft import TrainConfig
 
     place = _open(store)
+    rows = place.resolve(dataset)
+    if (chosen := place.manifest(rows)).kind == "choice":
+        rows = taken(place, chosen.inputs["rows"], rows)
     with bar("train") as progress:
-        made = train_adapter(place, place.resolve(dataset), EngineSpec(model=model), TrainConfig(**typed), progress)
+        made = train_adapter(place, rows, EngineSpec(model=model), train_settings(typed), progress)
     name = name or f"{dataset}.adapter"
     place.name(name, made)
     say(f"{name}: {place.files(made)}")
@@ -142,7 +146,10 @@ def evaluate(
         config = settings("evaluate", {"max_tokens": max_tokens})
         lease = leases(models, place, progress)
         made = run_step(place, step, config, place.resolve(dataset), {}, lease, progress)
-    correct = place.read(made, ["student_correct"])["student_correct"].fill_null(False).cast(pl.Float64).to_numpy()
+    live = place.read(made, ["student_correct", "drop_reason"]).filter(pl.col("drop_reason").is_null())
+    if live.is_empty():
+        raise StoreError(f"{dataset} has no live row to evaluate on")
+    correct = live["student_correct"].fill_null(False).cast(pl.Float64).to_numpy()
     low, high = interval(correct)
     found = {"dataset": made, "rows": len(correct), "accuracy": float(correct.mean()), "low": low, "high": high}
     typer.echo(
@@ -272,8 +279,10 @@ def main() -> None:
             FAILED,
             debug,
         )
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", 130, debug)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            say("stopped; the same command goes on from here")
+        raise
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
@@ -293,7 +302,7 @@ def _open(root: Path) -> Store:
 def _model(store: Store, role: str, model: str | None, adapter: str | None) -> EngineSpec:
     """The model of a role as typed: judge, candidate and teacher take the `instruct` adapter beside the model."""
     if role == "embedder":
-        return EngineSpec(kind="sentence-transformers", model=model or "all-MiniLM-L6-v2")
+        return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():
         adapter = str(store.files(store.resolve(adapter)))

@@ -13,6 +13,7 @@ seeds: [0]
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation.step import StepConfig, find_step
+from training.settings import TrainConfig
 
 
 class ConfigError(Exception):
@@ -123,13 +125,31 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
         raise ConfigError(f"{path} holds no keys; see examples/snips/loop.yaml for one that works")
     said.setdefault("name", path.resolve().parent.name)
     for change in changes:
-        _change(said, change)
+        try:
+            _change(said, change)
+        except (ValueError, IndexError, yaml.YAMLError) as why:
+            raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
     try:
         config = LoopConfig.model_validate(said)
     except ValidationError as wrong:
         raise ConfigError(f"{path}: {explain(wrong, LoopConfig)}") from None
-    for use in [*config.score, config.choose, *config.feedback]:
-        use.config()
+    for key, kinds, uses in (
+        ("score", ("score", "filter"), config.score),
+        ("choose", ("select",), [config.choose]),
+        ("feedback", ("make", "table"), config.feedback),
+    ):
+        for use in uses:
+            use.config()
+            if (kind := find_step(use.step).kind) not in kinds:
+                raise ConfigError(
+                    f"{path}: {key}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
+                )
+    if decided := {"rows", "round", "seed"} & set(config.choose.with_):
+        raise ConfigError(f"{path}: choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike")
+    if decided := {"optimizer_steps", "seed"} & set(config.train):
+        raise ConfigError(f"{path}: train: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike")
+    train_settings(config.train)
+    settings("evaluate", config.evaluate)
     for key in ("pool", "heldout", "spoilt"):
         if (file := getattr(config, key)) and not (path.parent / file).is_file():
             raise ConfigError(f"{path}: {key}: there is no file {path.parent / file}")
@@ -142,6 +162,13 @@ def settings(step: str, said: dict[str, Any]) -> StepConfig:
         return kind.model_validate(said)
     except ValidationError as wrong:
         raise ConfigError(f"step {step}: {explain(wrong, kind)}") from None
+
+
+def train_settings(said: Mapping[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(said)
+    except ValidationError as wrong:
+        raise ConfigError(f"train: {explain(wrong, TrainConfig)}") from None
 
 
 def explain(wrong: ValidationError, model: type[BaseModel]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import httpx
 from huggingface_hub import snapshot_download
@@ -17,9 +17,6 @@ from flows.responses import Progress, Remembered
 from flows.run import Lease
 from storage.store import Store
 from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
 
@@ -71,7 +68,6 @@ def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = l
     @contextmanager
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
-            _keep_only({_base_key(spec) for spec in specs.values()})
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
         yield {
             role: Remembered(engine, store, progress=progress) if specs[role].kind == "local" else engine

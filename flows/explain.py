@@ -45,16 +45,19 @@ def history(store: Store, row: str) -> History:
                 rows = store.read_shard((part,))
                 for said in rows.filter(pl.col("id").str.starts_with(row)).to_dicts():
                     known = found.setdefault(said["id"], {})
-                    known.update({k: v for k, v in said.items() if k in ROW.names and k not in known})
-                    facts = {k: v for k, v in said.items() if k not in ("id", *_OF_THE_ROW) and v is not None}
+                    known.update(
+                        {k: v for k, v in said.items() if k in ROW.names and k not in known and k != "drop_reason"}
+                    )
+                    hidden = _OF_THE_ROW if "messages" in part.columns else ("embedding",)
+                    facts = {k: v for k, v in said.items() if k not in ("id", *hidden) and v is not None}
                     if facts or made.step in ("import", "taken"):
                         events.append((said["id"], Event(made.id, made.step, names.get(made.id, ""), facts)))
                 if "parent_id" in part.columns:
                     children.update(rows.filter(pl.col("parent_id").str.starts_with(row))["id"].to_list())
-        if made.step == "taken":
-            for trained in adapters_of.get(made.id, []):
-                ids = store.read(made.id, ["id"]).filter(pl.col("id").str.starts_with(row))["id"].to_list()
-                events += [(i, Event(trained.id, "train", names.get(trained.id, ""), {})) for i in ids]
+        for trained in adapters_of.get(made.id, []):
+            live = store.read(made.id, ["id", "drop_reason"]).filter(pl.col("drop_reason").is_null())
+            ids = live.filter(pl.col("id").str.starts_with(row))["id"].to_list()
+            events += [(i, Event(trained.id, "train", names.get(trained.id, ""), {})) for i in ids]
         if "origin" in made.side:
             for said in store.read_side(made.id, "origin").filter(pl.col("id").str.starts_with(row)).to_dicts():
                 origin = said

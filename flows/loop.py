@@ -12,16 +12,18 @@ from flows.config import LoopConfig, Use
 from flows.engines import EngineSpec
 from flows.models import role_models
 from flows.progress import say
+from flows.publish import Published, publish_report
 from flows.tasks import bring_in, run_one_step, train_one
 from storage.store import Store
 
 
-@flow(name="improve", validate_parameters=False, persist_result=False)
-def improve(config: LoopConfig, folder: Path, root: Path) -> list[report.SeedRun]:
-    """Import pool and held-out set, then one whole loop for every seed."""
+@flow(name="improve", persist_result=False)
+def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
+    """Import pool and held-out set, one whole loop for every seed, and the report that compares them."""
     pool = bring_in("import the pool", root, folder / config.pool, config.name)
     heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
-    return [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
+    runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
+    return publish_report(config, folder, Store(root), runs)
 
 
 def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
@@ -33,7 +35,7 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
         rows = turn.guard(assemble.together(store, [pool, *grown]), heldout)
         guarded = guarded or rows
         for use in config.score:
-            rows = turn.apply(use, rows, heldout=heldout)
+            rows = turn.apply(use, rows)
         choice = turn.apply(config.choose, rows, weights=weights)
         chosen = turn.keep("chosen", assemble.taken(store, rows, choice))
         student = turn.train("train", chosen, heldout)
@@ -44,9 +46,10 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
         ]
         results = turn.keep("results", assemble.together(store, seen))
         tested = turn.evaluate("evaluate held-out", heldout, student)
-        made = {u.step: turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in config.feedback}
-        weights = next((d for d in made.values() if store.manifest(d).kind == "table"), weights)
-        new = [d for d in made.values() if store.manifest(d).kind == "rows"]
+        more = number < config.budget.rounds  # what feeds a round that never comes is not made
+        made = [turn.apply(u, rows, results=results, weights=weights) for u in config.feedback if more]
+        weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
+        new = [d for d in made if store.manifest(d).kind == "rows"]
         grown += new
         rounds.append(report.Round(rows, choice, chosen, student, results, tested, seen[1], new))
         if config.budget.stop_when_flat and not _gained(store, rounds):
@@ -57,14 +60,16 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
 
 def _compare(turn: "Turn", pool: str, guarded: str, heldout: str, rounds: list[report.Round]) -> report.SeedRun:
     """The arms of the report: the untuned model, a random choice and the full pool, and the rounds."""
+    store = turn.store
     arms = {"untuned": turn.evaluate("evaluate untuned", heldout, None)}
     adapters, random = [], None
     if turn.config.baselines:
         everything = Turn(turn.config, turn.root, 0, 0, None)
-        random = turn.apply(Use(step="random"), guarded)
+        same = {"rows": store.manifest(rounds[-1].choice).counts["taken"]}  # the loop's, which may be under the budget
+        random = turn.apply(Use(step="random", **{"with": same}), guarded)
         full = everything.apply(Use(step="random", **{"with": {"rows": 10**9}}), guarded, name="full")
         for arm, choice in (("random", random), ("full pool", full)):
-            chosen = assemble.taken(turn.store, guarded, choice)
+            chosen = assemble.taken(store, guarded, choice)
             adapters.append(turn.train(f"train {arm}", chosen, heldout))
             arms[arm] = turn.evaluate(f"evaluate {arm}", heldout, adapters[-1])
     arms |= {f"round {n}": r.heldout for n, r in enumerate(rounds, 1)}

@@ -5,15 +5,18 @@ from flows.engines import EngineSpec, identity, model_folder
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
+EMBEDDER = "all-MiniLM-L6-v2"
 
 
 def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[str, EngineSpec]:
     """A model for every role. Judge, candidate and teacher are the base with its `instruct` adapter, if it has one."""
-    if unknown := sorted(set(config.roles) - set(OF_LANGUAGE)):
-        raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(OF_LANGUAGE)}")
+    known = (*OF_LANGUAGE, "embedder")
+    if unknown := sorted(set(config.roles) - set(known)):
+        raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(known)}")
+    embedder = config.roles.get("embedder", RoleModel()).model or EMBEDDER
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
     models["base"] = models["student"] = EngineSpec(model=config.model)
-    models["embedder"] = EngineSpec(kind="sentence-transformers", model="all-MiniLM-L6-v2")
+    models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
     return models
 
 

@@ -49,7 +49,9 @@ class Arm:
 
 def arms(store: Store, runs: list[SeedRun]) -> list[Arm]:
     """Accuracy of each arm with a 95 % interval: bootstrap over held-out rows, and over seeds if there are several."""
-    correct = {name: _correct(store, [run.arms[name] for run in runs]) for name in runs[0].arms}
+    names = dict.fromkeys(name for run in sorted(runs, key=lambda r: -len(r.rounds)) for name in run.arms)
+    # A seed whose loop stopped earlier stands with its last round for the later ones.
+    correct = {n: _correct(store, [run.arms.get(n, run.rounds[-1].heldout) for run in runs]) for n in names}
     baseline = correct.get("random")
     drawn = _resamples(next(iter(correct.values())).shape)
     out = []
@@ -77,21 +79,21 @@ def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
     wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt)))
     out = []
     if run.random_choice:
-        out.append({"choice": "random", **_taken_share(store, run.random_choice, wrong)})
+        out.append({"choice": "random", **_taken_share(store, run.guarded, run.random_choice, wrong)})
     for number, round_ in enumerate(run.rounds, 1):
+        told = {"choice": f"round {number}", **_taken_share(store, round_.scored, round_.choice, wrong)}
+        out.append(told)
         rows = store.read(round_.scored, ["id", "drop_reason", "clear_confidence"]).join(wrong, on="id")
+        if "clear_confidence" not in rows.columns:
+            continue
         judged = rows.drop_nulls("clear_confidence")
         dropped = judged["drop_reason"].fill_null("").str.starts_with("clear-filter")
         caught = int((dropped & judged["spoilt"]).sum())
-        out.append(
-            {
-                "choice": f"round {number}",
-                **_taken_share(store, round_.choice, wrong),
-                "auroc": auroc(judged["clear_confidence"].to_numpy(), ~judged["spoilt"].to_numpy()),
-                "precision": caught / max(int(dropped.sum()), 1),
-                "recall": caught / max(int(judged["spoilt"].sum()), 1),
-            }
-        )
+        told |= {
+            "auroc": auroc(judged["clear_confidence"].to_numpy(), ~judged["spoilt"].to_numpy()),
+            "precision": caught / max(int(dropped.sum()), 1),
+            "recall": caught / max(int(judged["spoilt"].sum()), 1),
+        }
     return out
 
 
@@ -186,9 +188,12 @@ def _spoilt_table(store: Store, runs: list[SeedRun], spoilt: set[int]) -> list[s
     return [*out, ""]
 
 
-def _taken_share(store: Store, choice: str, wrong: pl.DataFrame) -> dict:
-    took = store.read(choice).filter("taken").join(wrong, on="id", how="left")
-    return {"spoilt": float(took["spoilt"].fill_null(False).mean() or 0.0), "grown": int(took["spoilt"].null_count())}
+def _taken_share(store: Store, rows: str, choice: str, wrong: pl.DataFrame) -> dict:
+    """Share of spoilt rows among those taken; a grown row has its parent's answer, and is as wrong."""
+    parents = store.read(rows, ["id", "parent_id"])
+    took = store.read(choice, ["id", "taken"]).filter("taken").join(parents, on="id")
+    from_ = took.select(id=pl.coalesce("parent_id", "id")).join(wrong, on="id", how="left")
+    return {"spoilt": float(from_["spoilt"].mean() or 0.0), "grown": took.height - took["parent_id"].null_count()}
 
 
 def _correct(store: Store, evaluations: list[str]) -> np.ndarray:

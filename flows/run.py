@@ -10,7 +10,7 @@ import polars as pl
 
 from curation.step import Step, StepConfig
 from storage.schema import CHOICE, ROW
-from storage.store import Manifest, Part, Shard, Store, key_of
+from storage.store import Manifest, Part, Shard, Store, StoreError, key_of
 
 _SCHEMA = {"select": CHOICE, "make": ROW}
 _KIND = {"score": "rows", "filter": "rows", "select": "choice", "make": "rows", "table": "table"}
@@ -36,6 +36,8 @@ def plan_step(
     lease: Lease = Lease(),
 ) -> Manifest:
     """The dataset that running the step would make, without its shards; its id says whether it is there already."""
+    if (kind := store.manifest(rows).kind) != "rows":
+        raise StoreError(f"{step.name} works on rows, and {rows} is a {kind}; name a dataset of rows")
     tables = {name: dataset for name, dataset in (tables or {}).items() if name in step.tables}
     settings = config.model_dump(mode="json")
     engines = {role: lease.identities[role] for role in step.roles}

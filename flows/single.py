@@ -6,15 +6,14 @@ from typing import Any
 from prefect import flow
 
 from curation.step import find_step
+from flows.assemble import taken
 from flows.config import ConfigError, LoopConfig, Use
 from flows.models import role_models
 from flows.tasks import run_one_step, train_one
 from storage.store import Store
 
-_PLAIN = {"validate_parameters": False, "persist_result": False}
 
-
-@flow(name="curate", **_PLAIN)
+@flow(name="curate", persist_result=False)
 def curate(dataset: str, steps: list[Use], root: Path, model: str = "nano", heldout: str | None = None) -> str:
     """Score, mark and choose: run steps one after another on a dataset; returns the id of the last one's."""
     made = Store(root).resolve(dataset)
@@ -23,7 +22,7 @@ def curate(dataset: str, steps: list[Use], root: Path, model: str = "nano", held
     return made
 
 
-@flow(name="synthesise", **_PLAIN)
+@flow(name="synthesise", persist_result=False)
 def synthesise(dataset: str, results: str, generator: Use, root: Path, model: str = "nano") -> str:
     """Write new rows from a dataset and a student's results on it; returns the id of the dataset of new rows."""
     if find_step(generator.step).kind != "make":
@@ -32,11 +31,13 @@ def synthesise(dataset: str, results: str, generator: Use, root: Path, model: st
     return _step(generator, rows, root, model, {"results": results}, f"{dataset}.{generator.step}")
 
 
-@flow(name="train", **_PLAIN)
+@flow(name="train", persist_result=False)
 def train(dataset: str, heldout: str, root: Path, settings: dict[str, Any] | None = None, model: str = "nano") -> str:
     """Train an adapter on the live rows of a dataset; returns the id of the adapter."""
     store = Store(root)
     rows, held = store.resolve(dataset), store.resolve(heldout)
+    if (chosen := store.manifest(rows)).kind == "choice":
+        rows = taken(store, chosen.inputs["rows"], rows)
     return train_one(f"train {dataset}", root, rows, held, model, settings or {}, f"{dataset}.adapter")
 
 

@@ -11,13 +11,13 @@ from prefect.cache_policies import NO_CACHE
 
 from curation.step import StepConfig, find_step
 from flows import cards
+from flows.config import train_settings
 from flows.engines import EngineSpec, leases
 from flows.progress import bar, say
 from flows.run import run_step
 from flows.training import train_adapter
 from storage.importing import import_files
 from storage.store import Store, StoreError
-from training.sft import TrainConfig
 
 _PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
 
@@ -58,7 +58,7 @@ def train_one(
     if reached := store.manifest(guarded).counts.get("dropped by heldout", 0):
         raise StoreError(f"{reached} rows of {rows} stand in the held-out set; training on them is refused")
     with _stage(label, store, name) as done, bar(label) as progress:
-        return done(train_adapter(store, rows, EngineSpec(model=model), TrainConfig(**settings), progress))
+        return done(train_adapter(store, rows, EngineSpec(model=model), train_settings(settings), progress))
 
 
 @contextmanager

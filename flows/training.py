@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import polars as pl
 
@@ -30,7 +31,7 @@ def train_adapter(
     live = store.read(rows, ["id", "messages", "drop_reason"]).filter(pl.col("drop_reason").is_null())
     content = live.select("id", "messages").rows()
     made = Manifest(
-        id=f"train-{key_of('train', VERSION, settings, engine, base.model, content)[:12]}",
+        id=f"train-{key_of('train', VERSION, settings, engine, content)[:12]}",
         kind="adapter",
         step="train",
         version=VERSION,
@@ -50,7 +51,7 @@ def train_adapter(
             live,
             folder,
             config,
-            name=base.model,
+            name=Path(base.model).name if Path(base.model).is_dir() else base.model,  # a path would tell of the machine
             progress=lambda step, total, loss: progress(step, total),
         )
     except TrainError as why:

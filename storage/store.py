@@ -164,8 +164,11 @@ class Store:
         """Move a folder of files (an adapter) under a dataset that is not sealed yet; returns name: digest."""
         target = self.folder(dataset) / "files"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # somebody else's is there already: theirs stays
+        try:
             source.rename(target)
+        except OSError:
+            if not target.is_dir():  # else somebody's is there already, and stays
+                raise
         return {p.relative_to(target).as_posix(): file_digest(p) for p in sorted(target.rglob("*")) if p.is_file()}
 
     def files(self, dataset: str) -> Path:
@@ -225,7 +228,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what processes of this host that are gone had begun to write."""
         for path in (self.root / "tmp").glob(f"{socket.gethostname()}:*"):
-            if not Path(f"/proc/{path.name.split(':')[1]}").exists():
+            if not _alive(int(path.name.split(":")[1])):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _manifest(self, dataset: str) -> Path:
@@ -255,6 +258,16 @@ def check_name(name: str) -> None:
         raise StoreError(
             f"{name!r} is no dataset name: letters, digits, '.', '_' and '-', up to 100, the first a letter or digit"
         )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def empty_rows() -> pl.DataFrame:

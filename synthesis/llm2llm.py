@@ -72,7 +72,7 @@ def grow(rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFram
     wanted = [row for row in wrong.to_dicts() for _ in range(cfg.per_parent)][: cfg.rows]
     rouge = RougeScorer(["rougeL"])
     made: list[dict] = []
-    said = {instruction(row["messages"]) for row in wanted}
+    said = {instruction(messages) for messages in rows["messages"].to_list()}
     for attempt in range(cfg.attempts):
         if not wanted:
             break
@@ -81,7 +81,7 @@ def grow(rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFram
             max_tokens=cfg.max_tokens,
             temperature=cfg.temperature,
             top_p=cfg.top_p,
-            seed=cfg.seed + attempt,
+            seed=(cfg.seed * 1009 + cfg.round) * 20 + attempt,  # no two rounds draw alike
         )
         missed = []
         for parent, reply in zip(wanted, replies, strict=True):
@@ -143,7 +143,7 @@ def _alike(rouge: RougeScorer, parent: Messages, new: Messages) -> float:
 
 def _row(parent: dict, messages: Messages, round_: int) -> dict:
     return {
-        "id": row_id(messages, parent["source"], parent["id"]),
+        "id": row_id(messages, parent["source"], parent["id"], copy=round_),
         "messages": messages,
         "source": parent["source"],
         "method": "llm2llm",

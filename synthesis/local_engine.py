@@ -234,11 +234,11 @@ class _Base:
                 torch.cuda.empty_cache()
 
     def render(self, messages: Messages, ask: bool) -> str | Failed:
-        said = [{k: v for k, v in m.items() if k in ("role", "content")} | _calls(m) for m in messages]
-        said = [{**m, "content": m["content"] or ""} for m in said]
         try:
+            said = [{k: v for k, v in m.items() if k in ("role", "content")} | _calls(m) for m in messages]
+            said = [{**m, "content": m["content"] or ""} for m in said]
             return self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are not JSON
             return Failed(f"the chat template refuses these messages: {error}")
 
     def tokens(self, texts: list[str]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -112,8 +113,11 @@ def _encode(tokenizer: Any, rows: pl.DataFrame, max_length: int) -> list[dict[st
         raise TrainError("there is no row to train on; choose some first")
     encoded = []
     for row_id, messages in rows.select("id", "messages").iter_rows():
-        said = [_said(m) for m in messages]
-        found = tokenizer.apply_chat_template(said, return_dict=True, return_assistant_tokens_mask=True)
+        try:
+            said = [_said(m) for m in messages]
+            found = tokenizer.apply_chat_template(said, return_dict=True, return_assistant_tokens_mask=True)
+        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are not JSON
+            raise TrainError(f"row {row_id} cannot be put into the chat template ({error}); drop the row") from error
         ids, mask = found["input_ids"][:max_length], found["assistant_masks"][:max_length]
         if not any(mask):
             why = (

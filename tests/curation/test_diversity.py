@@ -57,7 +57,7 @@ def test_validation_rows_and_rows_without_quality_are_never_taken():
         split=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("validation")).otherwise(pl.lit("train")),
         clear_confidence=pl.when(pl.int_range(pl.len()) == 9).then(None).otherwise(0.5),
     )
-    out = dv.draw(rows_, dv.QualityDraw(rows=6))
+    out = dv.draw(rows_, dv.QualityDraw(rows=7))
     assert out.filter("taken").height == 6
     assert not set(out.filter("taken")["id"]) & {*rows_["id"][:3], rows_["id"][9]}
 
@@ -93,6 +93,17 @@ def test_clusters_of_grown_rows_do_not_move_those_of_imported_ones():
     both = dv.cluster(pl.concat([base, grown]), dv.Cluster(clusters=5))["diversity_cluster"]
     assert both.head(60).equals(alone)
     assert both.tail(10).to_list() == alone.head(10).to_list()
+
+
+def test_weights_count_training_rows_only():
+    rows_ = pool([4, 4]).with_columns(
+        split=pl.when(pl.int_range(pl.len()) < 2).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    )
+    assert "split" in dv.Reweight().columns()
+    out = STEPS["reweight-clusters"](
+        rows_, dv.Reweight(floor=0.0), tables={"results": results(rows_, {0: 0.0, 1: 0.0})}
+    )
+    assert out["weight"].to_list() == pytest.approx([2 / 6, 4 / 6])
 
 
 def results(rows_, gain_of_cluster):

@@ -57,6 +57,10 @@ def sealed(store: Path) -> dict[str, str]:
     return {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
+def files(store: Path) -> int:
+    return sum(1 for _ in store.glob("parts/*/*.parquet")) + sum(1 for _ in store.glob("datasets/*/manifest.json"))
+
+
 def test_the_report_has_every_arm_and_every_row(finished):
     _, said = finished
     assert [a["name"] for a in said["arms"]] == ["untuned", "random", "full pool", "round 1", "round 2"]
@@ -113,23 +117,17 @@ def test_explain_tells_the_story_of_a_dropped_a_kept_and_a_grown_row(finished):
 
 
 def test_killed_at_random_moments_it_gives_the_same_bytes(example, finished, tmp_path):
-    rng, kills = random.Random(os.environ.get("THRESHER_TEST_SEED", "7")), 0
+    rng, whole = random.Random(os.environ.get("THRESHER_TEST_SEED", "7")), len(sealed(finished[0]))
     command = [sys.executable, "-m", "flows.cli", "run", str(example), "--store", str(tmp_path)]
-    while kills < 3:
+    for made in sorted(rng.sample(range(1, whole), 3)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen, wait = len(sealed(tmp_path)), rng.uniform(0.1, 3)
-        deadline = time.monotonic() + 300
-        while len(sealed(tmp_path)) <= seen and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(wait)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
+        deadline = time.monotonic() + 400
+        while files(tmp_path) < made and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before it had made {made} of {whole} files"
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
         process.wait()
-        assert kills or process.returncode in (3, -9)
-        if process.returncode == 3:
-            break
-    assert kills, "the run ended before it could be killed"
     ran = thresher("run", example, store=tmp_path)
     assert ran.returncode == 3, ran.stderr
     assert sealed(tmp_path) == sealed(finished[0])

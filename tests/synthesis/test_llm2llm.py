@@ -49,6 +49,14 @@ def test_the_most_trusted_wrong_rows_come_first():
     assert made["parent_id"].to_list() == ["r2", "r1"]
 
 
+def test_the_same_reply_in_two_rounds_gives_two_ids_and_is_not_written_again_while_it_stands():
+    teacher = FakeEngine(reply=lambda text, i: "one more song")
+    first = grow(rows(*POOL), results(r0=False), teacher, round=1)
+    second = grow(rows(*POOL), results(r0=False), teacher, round=2)
+    assert first["id"][0] != second["id"][0]
+    assert grow(pl.concat([rows(*POOL), first]), results(r0=False), teacher, round=2).height == 0
+
+
 def test_a_teacher_that_copies_is_refused_and_asked_no_more_than_the_attempts():
     teacher = FakeEngine(reply=lambda text, i: text.split("Input: ")[1].split("\n")[0])
     made = grow(rows(*POOL), results(r0=False), teacher, attempts=3)
