@@ -1,22 +1,17 @@
 """Asserts that nothing forbidden is in the nano model's corpus: `python -m training.nano.check_leaks --data DIR`."""
 
 import argparse
+import math
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import polars as pl
 
-from training.nano.corpus import (
-    NEAR_COPY,
-    Corpus,
-    all_texts,
-    clean_corpus,
-    forbidden_texts,
-    jaccard,
-    normalise,
-    shingles,
-)
+from training.nano.corpus import Corpus, all_texts, clean_corpus, forbidden_texts, jaccard, normalise, shingles
 from training.nano.labels import FORBIDDEN_TASKS, HELD_OUT_INTENTS, SNIPS_LABELS, bank_phrases, intent_names
+
+LEAK = 0.8  # Jaccard over character 5-grams
 
 
 def label_leaks() -> list[str]:
@@ -35,26 +30,27 @@ def source_leaks(corpus: Corpus, data: Path) -> list[str]:
     return leaks + [text for _, text, _ in corpus["tasks"] if normalise(text) in inputs]
 
 
+def _prefix(grams: set[str], counts: Counter[str]) -> list[str]:
+    """The rarest 5-grams, enough of them that near copies must share one."""
+    order = sorted(grams, key=lambda gram: (counts[gram], gram))
+    return order[: len(order) - math.ceil(LEAK * len(order)) + 1]
+
+
 def copy_leaks(texts: list[str], forbidden: list[str]) -> list[str]:
-    """Texts equal or near to a forbidden one, found without MinHash: by an index of the forbidden texts' 5-grams."""
+    """Texts equal or near to a forbidden one, found exactly and not by the MinHash that took them out."""
     known = sorted({normalise(text) for text in forbidden} - {""})
-    grams = [shingles(text) for text in known]
-    index: dict[str, list[int]] = {}
+    exact, grams = set(known), [shingles(text) for text in known]
+    counts = Counter(gram for found in grams for gram in found)
+    index: dict[str, list[int]] = defaultdict(list)
     for number, found in enumerate(grams):
-        for gram in found:
-            index.setdefault(gram, []).append(number)
-    exact, leaks = set(known), []
+        for gram in _prefix(found, counts):
+            index[gram].append(number)
+    leaks = []
     for text in sorted(set(texts)):
         mine = shingles(text)
-        rare = sorted(mine, key=lambda gram: len(index.get(gram, ())))
-        # Near copies share most 5-grams, so that two texts with none of the rarest in common are not near.
-        allowed_misses = int(len(mine) * (1 - NEAR_COPY)) + 1
-        near = {number for gram in rare[:allowed_misses] for number in index.get(gram, ())[:2000]}
-        if normalise(text) in exact or any(
-            len(grams[n]) * NEAR_COPY <= len(mine) <= len(grams[n]) / NEAR_COPY
-            and jaccard(mine, grams[n]) >= NEAR_COPY + 0.1
-            for n in near
-        ):
+        near = {number for gram in _prefix(mine, counts) for number in index.get(gram, ())}
+        near = {n for n in near if LEAK * len(mine) <= len(grams[n]) <= len(mine) / LEAK}
+        if normalise(text) in exact or any(jaccard(mine, grams[n]) >= LEAK for n in near):
             leaks.append(text)
     return leaks
 
