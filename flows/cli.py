@@ -315,9 +315,9 @@ def _counts(store: Store, dataset: str) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in store.manifest(dataset).counts.items())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, longest: int = 160) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text if len(text) <= 160 else text[:159] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _out(table: Table) -> None:
@@ -334,7 +334,7 @@ def _tell(found: History) -> None:
         typer.echo(f"  from {found.origin['file']}, line {found.origin['line']}{note}")
     elif row.get("parent_id"):
         typer.echo(f"  written by {row['method']} in round {row['round']} from row {row['parent_id']}")
-    typer.echo(f"  prompt: {_cell(instruction(row['messages']))}")
+    typer.echo(f"  prompt: {_cell(' '.join(instruction(row['messages']).split()), 400)}")
     typer.echo(f"  response: {_cell(response(row['messages']))}")
     for event in found.events:
         facts = ", ".join(f"{k} {_cell(v)}" for k, v in event.facts.items()) or {

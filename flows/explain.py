@@ -30,6 +30,7 @@ def history(store: Store, row: str) -> History:
     """Everything the store knows of a row; an id may be cut short as long as one row alone begins so."""
     names = {dataset: name for name, dataset in store.names().items()}
     found: dict[str, dict] = {}
+    dropped: dict[str, str | None] = {}
     events, children, origin = [], set(), None
     adapters_of: dict[str, list[Manifest]] = {}
     manifests = [store.manifest(d) for d in store.ids()]
@@ -50,6 +51,9 @@ def history(store: Store, row: str) -> History:
                     )
                     hidden = _OF_THE_ROW if "messages" in part.columns else ("embedding",)
                     facts = {k: v for k, v in said.items() if k not in ("id", *hidden) and v is not None}
+                    if facts.get("drop_reason") == dropped.get(said["id"]):  # said before, and carried along
+                        facts.pop("drop_reason", None)
+                    dropped[said["id"]] = said.get("drop_reason", dropped.get(said["id"]))
                     if facts or made.step in ("import", "taken"):
                         events.append((said["id"], Event(made.id, made.step, names.get(made.id, ""), facts)))
                 if "parent_id" in part.columns:

@@ -1,4 +1,4 @@
-"""Curation, synthesis and training as flows of their own, on a real server, with parameters as a schedule sends them."""
+"""Curation, synthesis and training as flows of their own, on a real server, parameters as a schedule sends them."""
 
 import pytest
 
