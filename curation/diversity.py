@@ -1,6 +1,7 @@
 """Diversify and Conquer (Yu et al., 2024, arXiv 2409.11378): k-means, a quality draw per cluster, weights that learn.
 
-    cluster budget   b_j proportional to the weight w_j (round 1: the cluster's share of rows), largest remainder
+    cluster budget   b_j proportional to the weight w_j (round 1: the cluster's share of the rows that were
+                     clustered, whatever a filter dropped since), by largest remainder
     draw             without replacement, p proportional to quality q (or softmax(q), the paper's repository)
     after training   w_j <- w_j * exp(s_j / tau), s_j the mean gain of the cluster's rows over the base model
 
@@ -54,27 +55,30 @@ class Reweight(StepConfig):
     floor: float = Field(0.1, ge=0, le=1)
     """Least weight of a cluster, as a share of the uniform weight."""
 
-    def columns(self) -> tuple[str, ...]:
-        return ("split",)
 
-
-@step("kmeans-cluster", kind="score", scope="dataset", reads="embedding", writes="diversity_cluster")
+@step("kmeans-cluster", kind="score", scope="dataset", reads="embedding", writes="diversity_cluster diversity_share")
 def cluster(rows: pl.DataFrame, cfg: Cluster) -> pl.DataFrame:
     """k-means clusters in embedding space, fitted on the imported rows; grown rows join the nearest.
 
-    So clusters keep their numbers while the pool grows from round to round.
+    So clusters keep their numbers while the pool grows from round to round. The share of imported rows in a row's
+    cluster is written beside it: a filter that mistrusts one kind of row must not thin that kind out of the choice.
     """
     if rows.is_empty():
-        return rows.with_columns(diversity_cluster=pl.lit(None, dtype=pl.Int32))
+        nothing = {"diversity_cluster": pl.Int32, "diversity_share": pl.Float64}
+        return rows.with_columns(**{name: pl.lit(None, dtype=kind) for name, kind in nothing.items()})
     vectors = rows["embedding"].to_numpy()
     imported = (rows["round"] == 0).to_numpy()
     fit_on = vectors[imported] if imported.any() else vectors
     distinct = len(np.unique(fit_on, axis=0))
     means = KMeans(min(cfg.clusters, distinct), n_init=3, random_state=cfg.seed).fit(fit_on)
-    return rows.with_columns(diversity_cluster=pl.Series(means.predict(vectors), dtype=pl.Int32))
+    share = np.bincount(means.labels_, minlength=means.n_clusters) / len(means.labels_)
+    found = means.predict(vectors)
+    return rows.with_columns(
+        diversity_cluster=pl.Series(found, dtype=pl.Int32), diversity_share=pl.Series(share[found], dtype=pl.Float64)
+    )
 
 
-@step("kmeans-quality", kind="select", scope="dataset", reads="diversity_cluster")
+@step("kmeans-quality", kind="select", scope="dataset", reads="diversity_cluster diversity_share")
 def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = None) -> pl.DataFrame:
     """Split the budget over clusters by weight, then draw within each in proportion to quality."""
     if cfg.quality not in rows.columns:
@@ -83,10 +87,10 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
         )
     pool = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
     pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_not_nan())  # null neither: such a row is not drawn
-    sizes = pool.group_by("diversity_cluster").agg(size=pl.len()).sort("diversity_cluster")
-    if weights is None:
-        sizes = sizes.with_columns(weight=pl.col("size") / pl.col("size").sum())
-    else:
+    sizes = pool.group_by("diversity_cluster").agg(size=pl.len(), weight=pl.col("diversity_share").first())
+    sizes = sizes.sort("diversity_cluster")
+    if weights is not None:
+        sizes = sizes.drop("weight")
         known = weights.select(pl.col("cluster").cast(pl.Int32).alias("diversity_cluster"), "weight")
         sizes = sizes.join(known, on="diversity_cluster", how="left").with_columns(pl.col("weight").fill_null(0.0))
     budget = largest_remainder(sizes["weight"].to_numpy(), sizes["size"].to_numpy(), cfg.rows)
@@ -113,15 +117,14 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
     "reweight-clusters",
     kind="table",
     scope="dataset",
-    reads="diversity_cluster base_nll",
+    reads="diversity_cluster diversity_share base_nll",
     writes="cluster weight gain rows",
 )
 def reweight(
     rows: pl.DataFrame, cfg: Reweight, results: pl.DataFrame, weights: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Next round's cluster weights: up where training gained over the base model, down where it did not."""
-    live = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
-    clusters = live.group_by(cluster="diversity_cluster").agg(weight=pl.len() / live.height).sort("cluster")
+    clusters = rows.group_by(cluster="diversity_cluster").agg(weight=pl.col("diversity_share").first()).sort("cluster")
     if weights is not None:
         clusters = clusters.select("cluster").join(weights.select("cluster", "weight"), on="cluster", how="left")
     seen = rows.select("id", "diversity_cluster", "base_nll").join(results.select("id", "student_nll"), on="id")

@@ -13,7 +13,9 @@ def pool(sizes, quality=1.0):
     n = sum(sizes)
     ids = [f"{(i * 2654435761) % 2**64:016x}0000" for i in range(1, n + 1)]
     clusters = [c for c, size in enumerate(sizes) for _ in range(size)]
+    shares = [size / n for size in sizes for _ in range(size)]
     out = rows(*[("q", "a")] * n, diversity_cluster=clusters, clear_confidence=[quality] * n, base_nll=[2.0] * n)
+    out = out.with_columns(diversity_share=pl.Series(shares))
     return out.with_columns(id=pl.Series(ids), diversity_cluster=pl.col("diversity_cluster").cast(pl.Int32))
 
 
@@ -95,15 +97,18 @@ def test_clusters_of_grown_rows_do_not_move_those_of_imported_ones():
     assert both.tail(10).to_list() == alone.head(10).to_list()
 
 
-def test_weights_count_training_rows_only():
-    rows_ = pool([4, 4]).with_columns(
-        split=pl.when(pl.int_range(pl.len()) < 2).then(pl.lit("validation")).otherwise(pl.lit("train"))
-    )
-    assert "split" in dv.Reweight().columns()
-    out = STEPS["reweight-clusters"](
-        rows_, dv.Reweight(floor=0.0), tables={"results": results(rows_, {0: 0.0, 1: 0.0})}
-    )
-    assert out["weight"].to_list() == pytest.approx([2 / 6, 4 / 6])
+def test_a_cluster_that_a_filter_thinned_keeps_its_share_of_the_budget():
+    thinned = pool([50, 50]).filter(pl.int_range(pl.len()) < 70)  # 50 rows of one cluster, 20 of the other
+    taken = dv.draw(thinned, dv.QualityDraw(rows=30)).filter("taken").join(thinned, on="id")
+    assert taken["diversity_cluster"].value_counts().sort("diversity_cluster")["count"].to_list() == [15, 15]
+
+
+def test_shares_are_of_the_imported_rows_that_were_clustered():
+    vectors = [[0.0, 1.0]] * 3 + [[1.0, 0.0]]
+    base = rows(*[("q", "a")] * 4, embedding=vectors).with_columns(pl.col("embedding").list.to_array(2))
+    grown = base.tail(1).with_columns(id=pl.lit("grown"), round=pl.lit(1, pl.Int32))
+    out = dv.cluster(pl.concat([base, grown]), dv.Cluster(clusters=2))
+    assert out["diversity_share"].to_list() == [0.75, 0.75, 0.75, 0.25, 0.25]
 
 
 def results(rows_, gain_of_cluster):
