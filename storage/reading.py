@@ -69,6 +69,8 @@ def tell_format(path: Path) -> str:
     records = list(islice(found, _LOOKED_AT))
     if told := recognise(records):
         return told
+    if next(find_records(path, [0]), None) is None:
+        raise StoreError(f"{path} has no usable row: it is empty; export it again")
     has = f"its lines have {', '.join(map(repr, records[0]))}" if records else "no line is a JSON object"
     known = "; ".join(f"{name}: {', '.join(f.needs)}" for name, f in FORMATS.items())
     raise StoreError(f"{path} has no usable row: {storable(has)}; rename the fields to those of a format ({known})")
