@@ -1,6 +1,6 @@
 """Every step that Thresher ships, registered by importing its file; a new method is one line here."""
 
-from curation import (
+from curation import (  # noqa: F401
     clear,
     diversity,
     duplicates,
@@ -12,18 +12,4 @@ from curation import (
     random_choice,
     split,
 )
-from synthesis import llm2llm
-
-MODULES = (
-    clear,
-    diversity,
-    duplicates,
-    embed,
-    evaluate,
-    heldout,
-    instructmining,
-    llm2llm,
-    perplexity,
-    random_choice,
-    split,
-)
+from synthesis import llm2llm  # noqa: F401
