@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from curation.step import Completion, Embedder, Engine, Failed, StepConfig, step
+from curation.step import Completion, Embedder, Engine, Failed, StepConfig, StepError, step
 from storage.schema import Messages, instruction, prompt, response
 
 REFLECT = """{instruction}
@@ -64,6 +64,12 @@ class ClearFilter(StepConfig):
     threshold: float | None = Field(None, ge=0, le=1)
     """Rows whose confidence is not over this are dropped; the median of the live rows if not given."""
 
+    within: str | None = None
+    """Column of groups with a median each, such as diversity_cluster: hard kinds of row are not dropped whole."""
+
+    def columns(self) -> tuple[str, ...]:
+        return (self.within,) if self.within else ()
+
 
 @step("clear-score", kind="score", writes="clear_consistency clear_reflection clear_confidence")
 def score(rows: pl.DataFrame, cfg: ClearScore, candidate: Engine, judge: Engine, embedder: Embedder) -> pl.DataFrame:
@@ -95,16 +101,19 @@ def drop_doubtful(rows: pl.DataFrame, cfg: ClearFilter) -> pl.DataFrame:
     """Drop the rows whose confidence is not over the threshold (CLEAR Auto-Filter; the median by default).
 
     Coarse confidences tie: where a strict median would keep under 40 % of the rows, ties are broken by consistency,
-    then id, to keep half.
+    then id, to keep half, and one at the least.
     """
-    confidence = pl.col("clear_confidence")
-    median = rows["clear_confidence"].cast(pl.Float64).median()
-    threshold = pl.lit(median if cfg.threshold is None else cfg.threshold, dtype=pl.Float64)
+    if cfg.within and cfg.within not in rows.columns:
+        raise StepError(f"clear-filter: no column {cfg.within!r} in the dataset; run the step that writes it first")
+    group = pl.col(cfg.within) if cfg.within else pl.lit(0)
+    confidence, consistency = (pl.col(f"clear_{name}").cast(pl.Float64) for name in ("confidence", "consistency"))
+    threshold = confidence.median().over(group) if cfg.threshold is None else pl.lit(cfg.threshold, dtype=pl.Float64)
     keep = (confidence > threshold).fill_null(False)
-    scored = rows["clear_confidence"].drop_nulls().len()
-    if cfg.threshold is None and scored and rows.select(keep.sum()).item() < 0.4 * scored:
-        best = rows.sort(["clear_confidence", "clear_consistency", "id"], descending=True, nulls_last=True)
-        keep = pl.col("id").is_in(best["id"].head(scored // 2).to_list())
+    if cfg.threshold is None:
+        scored = confidence.count().over(group)
+        place = pl.struct(confidence.fill_null(-1), consistency.fill_null(-1), "id").rank("ordinal", descending=True)
+        half = (place.over(group) <= (scored // 2).clip(1)) & confidence.is_not_null()
+        keep = pl.when(keep.sum().over(group) < 0.4 * scored).then(half).otherwise(keep)
     why = pl.format("clear-filter: confidence {} is not over {}", confidence.round(3), threshold.round(3))
     why = why.fill_null(pl.lit("clear-filter: no confidence could be had"))
     return rows.with_columns(

@@ -3,19 +3,26 @@
 import numpy as np
 import polars as pl
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step: 2^64 over the golden ratio
+
 
 def uniform(ids: pl.Series, seed: int) -> np.ndarray:
-    """One number in (0, 1) for each id and seed (ids are hex hashes; splitmix64 mixes in the seed)."""
+    """One number in (0, 1) for each id and seed (ids are hex hashes)."""
     text = pl.when(ids.str.contains(r"^[0-9a-f]{16}")).then(ids.str.slice(0, 16)).otherwise(pl.lit(None))
     whole = pl.select(text).to_series().str.to_integer(base=16, dtype=pl.UInt64, strict=False)
     if whole.null_count():
         whole = whole.fill_null(pl.Series([int.from_bytes(i.encode()[-8:], "big") for i in ids], dtype=pl.UInt64))
     with np.errstate(over="ignore"):
-        z = whole.to_numpy() ^ (np.uint64(seed) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) / 2**53 + 2**-54
+        z = whole.to_numpy() ^ (np.uint64(seed) + np.uint64(1)) * GOLDEN
+    return (mixed(z) >> np.uint64(11)).astype(np.float64) / 2**53 + 2**-54
+
+
+def mixed(numbers: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al., 2014): a fixed permutation of 64 bits that looks random."""
+    with np.errstate(over="ignore"):
+        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def largest_remainder(weights: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:

@@ -13,6 +13,9 @@ class Evaluate(StepConfig):
     max_tokens: int = Field(16, ge=1, le=4096)
     """Longest answer, in tokens."""
 
+    likelihood: bool = True
+    """Also measure student_nll, how unlikely the student finds the row's response; null if not."""
+
 
 @step("evaluate", kind="score", writes="student_answer student_correct student_nll")
 def evaluate(rows: pl.DataFrame, cfg: Evaluate, student: Engine) -> pl.DataFrame:
@@ -25,7 +28,10 @@ def evaluate(rows: pl.DataFrame, cfg: Evaluate, student: Engine) -> pl.DataFrame
             [None if c.error else same(c.text, response(m)) for c, m in zip(answers, messages, strict=True)],
             dtype=pl.Boolean,
         ),
-        "student_nll": pl.Series([nll(found) for found in student.logprobs(messages)], dtype=pl.Float64),
+        "student_nll": pl.Series(
+            [nll(found) for found in student.logprobs(messages)] if cfg.likelihood else [None] * len(messages),
+            dtype=pl.Float64,
+        ),
     }
     return rows.with_columns(**facts)
 

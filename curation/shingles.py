@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from curation.draw import GOLDEN, mixed
+
 COMMON = 10  # different prompts, of a set of twenty or more
 BANDS, ROWS_PER_BAND = 25, 5  # a pair at Jaccard 0.8 is proposed with probability 0.99995, one at 0.4 with 0.23
 _CHUNK = 1 << 20  # shingles hashed at once
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def prompt_text() -> pl.Expr:
@@ -111,8 +112,8 @@ def shingled(texts: list[str], size: int) -> Iterator[tuple[np.ndarray, list[int
 def _shingles(text: str, size: int) -> np.ndarray:
     codes = np.frombuffer(text.ljust(size).encode("utf-32-le"), np.uint32).astype(np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, size)
-    powers = _FACTOR ** np.arange(size, dtype=np.uint64)
-    return np.unique(_mixed((windows * powers).sum(axis=1, dtype=np.uint64)))
+    powers = GOLDEN ** np.arange(size, dtype=np.uint64)
+    return np.unique(mixed((windows * powers).sum(axis=1, dtype=np.uint64)))
 
 
 def _bands(sets: list[np.ndarray]) -> list[list[int]]:
@@ -120,19 +121,12 @@ def _bands(sets: list[np.ndarray]) -> list[list[int]]:
         return []
     flat = np.concatenate(sets)
     starts = np.cumsum([0] + [len(s) for s in sets[:-1]])
-    salts = _mixed(np.arange(1, 2 * BANDS * ROWS_PER_BAND + 1, dtype=np.uint64)).reshape(-1, 2)
+    salts = mixed(np.arange(1, 2 * BANDS * ROWS_PER_BAND + 1, dtype=np.uint64)).reshape(-1, 2)
     smallest = [np.minimum.reduceat(flat * (factor | np.uint64(1)) + offset, starts) for factor, offset in salts]
     signature = np.stack(smallest, axis=1).reshape(len(sets), BANDS, ROWS_PER_BAND)
-    powers = _FACTOR ** np.arange(ROWS_PER_BAND, dtype=np.uint64)
+    powers = GOLDEN ** np.arange(ROWS_PER_BAND, dtype=np.uint64)
     number = np.arange(BANDS, dtype=np.uint64)
-    return _mixed((signature * powers).sum(axis=2, dtype=np.uint64) + number).tolist()
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: a fixed permutation of 64 bits that looks random."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    return mixed((signature * powers).sum(axis=2, dtype=np.uint64) + number).tolist()
 
 
 def _jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -264,7 +264,6 @@ def doctor(as_json: AsJson = False, store: Where = Path(".thresher")) -> None:
 def main() -> None:
     """Entry point: turns what a person can mend into one line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin halve the speed where others use the cores
     debug = bool(os.environ.get("THRESHER_DEBUG"))
     try:
         app()

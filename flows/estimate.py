@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.step import find_step
-from flows.config import LoopConfig
+from flows.config import LoopConfig, Use
 from flows.engines import model_folder
 from storage.reading import read_batches, tell_format
 from storage.schema import instruction, response
@@ -31,9 +31,9 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     most = rows + grown * (budget.rounds - 1)
     mean = tokens / max(rows, 1)
     batch = int(config.train.get("batch_size", 16))
-    passes = sum(PASSES.get(use.step, 0.0) for use in config.score)
     seeds = len(config.seeds)
-    scored = most * mean * passes
+    turns = {use.step: budget.rounds * seeds if _by_student(config, use) else 1 for use in config.score}
+    scored = most * mean * sum(PASSES.get(step, 0.0) * times for step, times in turns.items())
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
     tested = (trainings + 1) * held_tokens * 2 + seeds * budget.rounds * (
@@ -52,6 +52,12 @@ def estimate(config: LoopConfig, folder: Path) -> str:
             f"  disk     about {disk + trainings * 3:,.0f} MB",
         ]
     )
+
+
+def _by_student(config: LoopConfig, use: Use) -> bool:
+    """Whether a step asks the last student, so that it scores the pool anew in every round of every seed."""
+    students = {role for role, said in config.roles.items() if said.adapter == "last-student"}
+    return bool(students & set(find_step(use.step).roles))
 
 
 def _count(path: Path, model: str) -> tuple[int, float]:

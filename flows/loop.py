@@ -41,7 +41,7 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
         student = turn.train("train", chosen, heldout)
         validation = assemble.where(store, rows, "split", "validation")
         seen = [
-            turn.evaluate(f"evaluate {what}", d, student)
+            turn.evaluate(f"evaluate {what}", d, student, likelihood=True)
             for what, d in (("choice", chosen), ("validation", validation))
         ]
         results = turn.keep("results", assemble.together(store, seen))
@@ -110,8 +110,8 @@ class Turn:
         settings = {**self.config.train, "optimizer_steps": self.config.budget.optimizer_steps, "seed": self.seed}
         return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
 
-    def evaluate(self, what: str, rows: str, adapter: str | None) -> str:
-        use = Use(step="evaluate", **{"with": self.config.evaluate})
+    def evaluate(self, what: str, rows: str, adapter: str | None, likelihood: bool = False) -> str:
+        use = Use(step="evaluate", **{"with": {"likelihood": likelihood, **self.config.evaluate}})
         student = EngineSpec(model=self.config.model, adapter=str(self.store.files(adapter)) if adapter else None)
         return run_one_step(
             self._label(what), self.root, use.step, use.config(), rows, {}, {"student": student}, self._name(what)

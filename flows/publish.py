@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,13 @@ class Published:
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
     """Write `<store>/reports/<name>.md` and the artifact `report-<name>`."""
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
-    rows = config.budget.rows
-    title = f"What the curation of {config.name} was worth"
-    text = report.markdown(title, store, runs, rows, spoilt, deviations(config))
+    said = report.facts(store, runs, config.budget.rows, spoilt)
+    text = report.markdown(f"What the curation of {config.name} was worth", said, deviations(config))
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     key = f"report-{cards.safe_key(config.name)}"
     create_markdown_artifact(text, key=key)
-    found = report.arms(store, runs)
-    said = {
-        "sentence": report.sentence(found, rows, len(runs)),
-        "arms": [asdict(arm) for arm in found],
-        "choices": [report.filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
-        "rows": dict(report.drop_reasons(store, runs[0])),
-        "seconds": dict(report.seconds(store, runs)),
-        "seeds": [run.seed for run in runs],
-        "datasets": [asdict(run) for run in runs],
-    }
     return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/key/{key}"))
 
 
@@ -70,16 +59,12 @@ def terminal(said: dict[str, Any]) -> str:
     console = Console(width=110, file=io.StringIO())
     table = Table("arm", "held-out accuracy", "95 % interval", "ahead of random", box=None, title="Held-out accuracy")
     for arm in said["arms"]:
-        ahead = (
-            "" if arm["ahead"] is None else f"{arm['ahead']:+.1%} ({arm['ahead_low']:+.1%} to {arm['ahead_high']:+.1%})"
-        )
-        table.add_row(arm["name"], f"{arm['mean']:.1%}", f"{arm['low']:.1%} to {arm['high']:.1%}", ahead)
+        table.add_row(arm["name"], f"{arm['mean']:.1%}", f"{arm['low']:.1%} to {arm['high']:.1%}", report.ahead(arm))
     console.print(table)
     for run in said["choices"][:1]:
         table = Table("choice", "spoilt rows", "grown rows", "AUROC", "filter precision", "recall", box=None)
         for line in run:
-            more = [f"{line[k]:.3f}" if k in line else "" for k in ("auroc", "precision", "recall")]
-            table.add_row(line["choice"], f"{line['spoilt']:.1%}", str(line["grown"]), *more)
+            table.add_row(line["choice"], f"{line['spoilt']:.1%}", str(line["grown"]), *report.filter_cells(line))
         console.print(table)
     console.print("Rows: " + ", ".join(f"{n:,} {what}" for what, n in said["rows"].items()))
     console.print("Seconds: " + ", ".join(f"{stage} {s:,.0f}" for stage, s in said["seconds"].items()))

@@ -1,9 +1,11 @@
 """What the curation was worth: held-out accuracy of every arm with its interval, and where the rows went."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+from sklearn.metrics import roc_auc_score
 
 from flows import svg
 from storage.store import Store
@@ -98,10 +100,8 @@ def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores over a negative, ties counted half."""
-    ranks = pl.Series(score).rank("average").to_numpy()
-    n, m = positive.sum(), (~positive).sum()
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+    """Probability that a positive scores over a negative, ties counted half; NaN where one of them is missing."""
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
 def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
@@ -151,39 +151,60 @@ def sentence(found: list[Arm], rows: int, seeds: int) -> str:
     return f"No difference from a random choice of the same {rows} rows could be shown: {amount}, {over}."
 
 
-def markdown(
-    title: str, store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] | None, notes: list[str] = ()
-) -> str:
+def facts(store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] | None) -> dict[str, Any]:
+    """Everything that the report says, as plain values for JSON."""
     found = arms(store, runs)
-    out = [f"# {title}", "", sentence(found, budget_rows, len(runs)), ""]
+    lines = store.read_side(runs[0].pool, "origin")["line"]
+    return {
+        "sentence": sentence(found, budget_rows, len(runs)),
+        "arms": [asdict(arm) for arm in found],
+        "spoilt": float(lines.is_in(list(spoilt)).mean()) if spoilt is not None else None,
+        "choices": [filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
+        "rows": dict(drop_reasons(store, runs[0])),
+        "seconds": dict(seconds(store, runs)),
+        "seeds": [run.seed for run in runs],
+        "datasets": [asdict(run) for run in runs],
+    }
+
+
+def markdown(title: str, said: dict[str, Any], notes: list[str] = ()) -> str:
+    out = [f"# {title}", "", said["sentence"], ""]
     out += ["| arm | held-out accuracy | 95 % interval | ahead of random |", "|---|---|---|---|"]
-    for a in found:
-        ahead = "" if a.ahead is None else f"{a.ahead:+.1%} ({a.ahead_low:+.1%} to {a.ahead_high:+.1%})"
-        out.append(f"| {a.name} | {a.mean:.1%} | {a.low:.1%} to {a.high:.1%} | {ahead} |")
-    out += ["", svg.image(svg.intervals([(a.name, a.mean, a.low, a.high) for a in found], "held-out accuracy")), ""]
-    if spoilt is not None:
-        out += _spoilt_table(store, runs, spoilt)
+    for a in said["arms"]:
+        out.append(f"| {a['name']} | {a['mean']:.1%} | {a['low']:.1%} to {a['high']:.1%} | {ahead(a)} |")
+    bars = [(a["name"], a["mean"], a["low"], a["high"]) for a in said["arms"]]
+    out += ["", svg.image(svg.intervals(bars, "held-out accuracy")), ""]
+    if said["choices"]:
+        out += _spoilt_table(said)
     out += ["## Where the rows went", "", "| what | rows |", "|---|---|"]
-    out += [f"| {what} | {n:,} |" for what, n in drop_reasons(store, runs[0])]
+    out += [f"| {what} | {n:,} |" for what, n in said["rows"].items()]
     out += ["", "## Seconds per stage", "", "| stage | seconds |", "|---|---|"]
-    took = seconds(store, runs)
-    out += [f"| {stage} | {s:,.1f} |" for stage, s in took] + [f"| all | {sum(s for _, s in took):,.1f} |", ""]
+    out += [f"| {stage} | {s:,.1f} |" for stage, s in said["seconds"].items()]
+    out += [f"| all | {sum(said['seconds'].values()):,.1f} |", ""]
     return "\n".join([*out, *notes])
 
 
-def _spoilt_table(store: Store, runs: list[SeedRun], spoilt: set[int]) -> list[str]:
-    origin = store.read_side(runs[0].pool, "origin")
-    share = origin["line"].is_in(list(spoilt)).mean()
-    out = [f"Of the pool, {share:.1%} of the rows carry a wrong answer.", ""]
+def ahead(arm: dict[str, Any]) -> str:
+    """How far an arm is ahead of the random choice, with its interval; empty for that choice itself."""
+    if arm["ahead"] is None:
+        return ""
+    return f"{arm['ahead']:+.1%} ({arm['ahead_low']:+.1%} to {arm['ahead_high']:+.1%})"
+
+
+def filter_cells(line: dict[str, Any]) -> list[str]:
+    """AUROC, precision and recall of the filter, empty where there was no filter."""
+    return [f"{line[k]:.3f}" if k in line else "" for k in ("auroc", "precision", "recall")]
+
+
+def _spoilt_table(said: dict[str, Any]) -> list[str]:
+    out = [f"Of the pool, {said['spoilt']:.1%} of the rows carry a wrong answer.", ""]
     out += [
         "| choice | spoilt | grown | AUROC of confidence | filter precision | filter recall |",
         "|---|---|---|---|---|---|",
     ]
-    tables = [filter_quality(store, run, spoilt) for run in runs]
-    for lines in zip(*tables, strict=False):
+    for lines in zip(*said["choices"], strict=False):
         mean = {k: float(np.mean([line[k] for line in lines])) for k in lines[0] if k != "choice"}
-        cells = [f"{mean['spoilt']:.1%}", f"{mean['grown']:.0f}"]
-        cells += [f"{mean[k]:.3f}" if k in mean else "" for k in ("auroc", "precision", "recall")]
+        cells = [f"{mean['spoilt']:.1%}", f"{mean['grown']:.0f}", *filter_cells(mean)]
         out.append(f"| {lines[0]['choice']} | " + " | ".join(cells) + " |")
     return [*out, ""]
 

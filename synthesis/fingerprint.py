@@ -8,10 +8,11 @@ from pathlib import Path
 
 # What decides what a model says: weights, config, tokenizer and chat template; not its card, nor adapters beside it.
 _DECIDES = re.compile(
-    r".*\.safetensors|.*\.safetensors\.index\.json|pytorch_model.*\.bin|(generation_)?config\.json|.*\.jinja|"
+    r".*\.safetensors|.*\.safetensors\.index\.json|(pytorch|adapter)_model.*\.bin|(generation_)?config\.json|.*\.jinja|"
     r"(added_|special_)?token.*|.*\.model|vocab\..*|merges\.txt|special_tokens_map\.json|"
-    r"modules\.json|sentence_bert_config\.json"
+    r"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
 )
+VERSION = 1  # raise it when the engines' own code comes to answer the same question differently
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -20,8 +21,8 @@ class EngineError(ValueError):
 
 
 def fingerprint(kind: str, model: str | Path, dtype: str, adapter: str | Path | None = None) -> str:
-    """Kind, digest of everything that decides what the model says, dtype and adapter digest, in one line."""
-    parts = [kind, folder_digest(Path(model)), dtype]
+    """One line: engine and its version, digest of what decides what the model says, dtype, adapter digest."""
+    parts = [f"{kind}{VERSION}", folder_digest(Path(model)), dtype]
     return ":".join([*parts, folder_digest(Path(adapter))] if adapter else parts)
 
 

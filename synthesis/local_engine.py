@@ -20,6 +20,7 @@ from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, sha
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
+_SCORING_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of one pass: on a CPU what fits its caches, 1.5 times as fast
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -46,6 +47,7 @@ class LocalEngine:
         self._base = _Base(str(model), device)
         self._adapter: str | None = None
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device]
+        self.scoring_tokens = min(self.batch_tokens, _SCORING_TOKENS[device])
         self.progress = progress
         self.identity = identity or _identity(model, device)
         if adapter is not None:
@@ -80,7 +82,7 @@ class LocalEngine:
         costs = {i: (len(encoded[i]) + max_tokens) * n for i in fitting}
         with self._base.speaking(self._adapter) as model:
             prefix = shared_prefix(model, [encoded[i] for i in fitting])
-            for group in self._groups(fitting, costs):
+            for group in self._groups(fitting, costs, self.batch_tokens):
                 rows = [encoded[i][prefix.length :] for i in group]
                 for i, answers in zip(group, decode(model, prefix, rows, draws[group], how), strict=True):
                     texts = [self._base.text([t for t in a.tokens if t not in how.ends]) for a in answers]
@@ -94,7 +96,7 @@ class LocalEngine:
         fitting, done = self._split(encoded, self._base.context)
         with self._base.speaking(self._adapter) as model:
             prefix = shared_prefix(model, [encoded[i] for i in fitting])
-            for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}):
+            for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}, self.scoring_tokens):
                 logits = last_logits(model, prefix, [encoded[i][prefix.length :] for i in group], 1)[:, -1]
                 odds = logits.softmax(-1)
                 picked = torch.stack([odds[:, ids].sum(1) for ids in forms], 1).tolist()
@@ -112,7 +114,7 @@ class LocalEngine:
         spans = {i: len(encoded[i][0]) - encoded[i][1] for i in fitting}
         with self._base.speaking(self._adapter) as model:
             prefix = self._prefix_before_answers(model, [encoded[i] for i in fitting])
-            for group in self._groups(fitting, {i: len(tokens[i]) for i in fitting}):
+            for group in self._groups(fitting, {i: len(tokens[i]) for i in fitting}, self.scoring_tokens):
                 keep = max(spans[i] for i in group) + 1
                 logits = last_logits(model, prefix, [tokens[i][prefix.length :] for i in group], keep)
                 for row, i in zip(logits, group, strict=True):
@@ -162,9 +164,9 @@ class LocalEngine:
                 out[i] = Failed(f"{len(ids)} tokens do not fit the model's context of {self._base.context}")
         return [i for i, failure in enumerate(out) if failure is None], out
 
-    def _groups(self, fitting: list[int], costs: dict[int, int]) -> Iterator[list[int]]:
+    def _groups(self, fitting: list[int], costs: dict[int, int], budget: int) -> Iterator[list[int]]:
         done = 0
-        for group in batches([costs[i] for i in fitting], self.batch_tokens):
+        for group in batches([costs[i] for i in fitting], budget):
             yield [fitting[k] for k in group]
             done += len(group)
             if self.progress:

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from curation import clear
-from curation.step import Completion, Failed
+from curation.step import Completion, Failed, StepError
 from tests.fakes import FakeEmbedder, FakeEngine
 from tests.rows import rows
 
@@ -93,6 +93,23 @@ def test_the_median_keeps_the_lower_half_out(n):
 def test_ties_at_the_median_are_broken_by_consistency():
     out = clear.drop_doubtful(scored([0.5, 0.5, 0.5, 0.5], [0.1, 0.9, 0.2, 0.8]), clear.ClearFilter())
     assert out["drop_reason"].is_null().to_list() == [False, True, False, True]
+
+
+def test_within_groups_a_kind_that_the_model_finds_hard_keeps_its_better_half():
+    table = scored([0.9, 0.8, 0.7, 0.6, 0.2, 0.1, 0.05, 0.0]).with_columns(kind=pl.Series(["easy"] * 4 + ["hard"] * 4))
+    kept = {
+        within: clear.drop_doubtful(table, clear.ClearFilter(within=within))["drop_reason"].is_null().to_list()
+        for within in (None, "kind")
+    }
+    assert kept == {None: [True] * 4 + [False] * 4, "kind": ([True] * 2 + [False] * 2) * 2}
+
+
+def test_a_group_of_one_row_keeps_it_unless_it_has_no_confidence():
+    table = scored([0.9, 0.8, 0.1, None]).with_columns(kind=pl.Series(["a", "a", "b", "c"]))
+    out = clear.drop_doubtful(table, clear.ClearFilter(within="kind"))
+    assert out["drop_reason"].is_null().to_list() == [True, False, True, False]
+    with pytest.raises(StepError, match="no column 'topic'"):
+        clear.drop_doubtful(table, clear.ClearFilter(within="topic"))
 
 
 def test_a_fixed_threshold_names_both_numbers_in_the_reason():

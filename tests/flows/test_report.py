@@ -97,7 +97,7 @@ def test_the_sentence_says_what_the_interval_allows():
 
 def test_the_page_counts_every_row_and_every_second(runs):
     store, made = runs
-    page = report.markdown("Title", store, made, 700, {1, 2})
+    page = report.markdown("Title", report.facts(store, made, 700, {1, 2}))
     assert "| rejected on import | 2 |" in page and "| clear-filter | 4 |" in page and "| live | 6 |" in page
     assert "20.0% of the rows carry a wrong answer" in page
     assert dict(report.seconds(store, made))["random0"] == 1.5

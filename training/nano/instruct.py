@@ -46,7 +46,7 @@ def judge_twice(source: Source, rng: random.Random) -> list[Turn]:
     return [*turns, first, user(SURE), reply(letter, 2.0)]
 
 
-MIX = {judge_twice: 5.0, grow: 2.5, classify: 2.0, task: 1.5}
+MIX = {judge_twice: 5.0, grow: 4.0, classify: 1.5, task: 1.0}
 
 
 def adapted(base: torch.nn.Module, rank: int, alpha: int) -> PeftModel:

@@ -21,13 +21,20 @@ from training.nano.probe import probe, show
 from training.nano.tasks import GROW, INSTRUCTIONS, JUDGE, SURE, Source, example, mix_at, open_source
 from training.nano.tokens import BOS, END, PAD, Encoded, batches, encode, train_tokenizer
 
-BATCH_TOKENS = 2560
+BATCH_TOKENS = 3072
 VECTOR_LAYER = 3  # half way, so that the later layers can compare the meanings
 VECTOR_WEIGHT = 0.5
 PEAK_MUON, PEAK_ADAM = 0.02, 3e-3
 COMPARING_HEADS, COMPARING_WEIGHT = 2, 0.5
 COPYING_HEADS, COPYING_WEIGHT = 2, 0.3
+CARRYING_WEIGHT = 0.3
 WARMUP_STEPS = 60
+POLAR_FACTORS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+)
 
 
 def new_model(vocabulary: int) -> LlamaForCausalLM:
@@ -41,13 +48,16 @@ def new_model(vocabulary: int) -> LlamaForCausalLM:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with even singular values, by five Newton-Schulz steps (the Muon update)."""
+    """The nearest matrix with even singular values, the Muon update, roughly.
+
+    Four steps with the factors of Polar Express (Amsel et al., 2025, arXiv:2505.16932).
+    """
     tall = matrix.size(0) > matrix.size(1)
     x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
+    x = x / (x.norm() * 1.01 + 1e-7)
+    for a, b, c in POLAR_FACTORS:
         square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
     return x.T if tall else x
 
 
@@ -60,32 +70,35 @@ def muon_step(weights: list[nn.Parameter], memory: list[Tensor], rate: float) ->
             weight.mul_(1 - rate * 0.01).add_(change, alpha=-rate * scale)
 
 
-Marks = tuple[Tensor, Tensor, Tensor]  # example, position, row of the sentence vectors
+Marks = tuple[Tensor, ...]  # example, last position, row of the sentence vectors, first position
 
 
 def collate(group: list[Encoded]) -> tuple[Tensor, Tensor, Marks]:
     width = max(len(item.ids) for item in group)
     ids = torch.full((len(group), width), PAD)
     weights = torch.zeros(len(group), width)
-    where, at, rows = [], [], []
+    where, at, rows, opens = [], [], [], []
     for number, item in enumerate(group):
         ids[number, : len(item.ids)] = torch.tensor(item.ids)
         weights[number, : len(item.weights)] = torch.tensor(item.weights)
         where += [number] * len(item.marks)
-        at += [place for place, _ in item.marks]
-        rows += [row for _, row in item.marks]
-    return ids, weights, tuple(torch.tensor(several, dtype=torch.long) for several in (where, at, rows))
+        for last, row, first in item.marks:
+            at.append(last)
+            rows.append(row)
+            opens.append(first)
+    return ids, weights, tuple(torch.tensor(several, dtype=torch.long) for several in (where, at, rows, opens))
 
 
 class Teaching(NamedTuple):
-    """What the throw-away losses need: sentence vectors, each row's intent or -1, and two heads that are not saved."""
+    """What the throw-away losses need: sentence vectors, each row's intent or -1, and heads that are not saved."""
 
     vectors: Tensor
     kinds: Tensor
     texts: int  # rows before this one are texts, the others labels and words
     head: nn.Linear
     judge: nn.Linear
-    resumed: bool = False  # a resumed run goes on without the two heads, which were not saved
+    carried: nn.Linear
+    fetched: nn.Linear
 
 
 def teaching_of(source: Source, width: int) -> Teaching:
@@ -97,12 +110,13 @@ def teaching_of(source: Source, width: int) -> Teaching:
         kinds[[meaning["rows"][name] for name in several]] = numbers[intent]
     vectors = torch.from_numpy(np.asarray(meaning["vectors"]))
     texts = len(set(meaning["texts"]))
-    return Teaching(vectors, kinds, texts, nn.Linear(width, vectors.size(1), bias=False), nn.Linear(width, 1))
+    sizes = (vectors.size(1), 1, width, width)
+    return Teaching(vectors, kinds, texts, *(nn.Linear(width, size, bias=size == 1) for size in sizes))
 
 
 def settled(after: Tensor, judge: nn.Linear, marks: Marks, pairs: Tensor, texts: int, target: Tensor) -> Tensor:
     """Teaches the layer after the comparing heads to hold, at a label's end, whether it fits the text before it."""
-    where, at, rows = marks
+    where, at, rows, _ = marks
     later, earlier = pairs
     fits = (rows[later] >= texts) & (rows[earlier] < texts)
     if not fits.any():
@@ -116,7 +130,7 @@ def comparing(model: LlamaForCausalLM, found, marks: Marks, teaching: Teaching) 
 
     Left to itself the model finds this comparison, which judging and choosing need, only late in the training.
     """
-    where, at, rows = marks
+    where, at, rows, _ = marks
     vectors, kinds = teaching.vectors, teaching.kinds
     layer = model.model.layers[VECTOR_LAYER]
     x = layer.input_layernorm(found.hidden_states[VECTOR_LAYER][where, at])
@@ -139,9 +153,39 @@ def comparing(model: LlamaForCausalLM, found, marks: Marks, teaching: Teaching) 
     weight = (1 + 3 * target)[:, None].expand_as(scores)
     each = F.binary_cross_entropy_with_logits(scores, target[:, None].expand_as(scores), weight=weight)
     after = found.hidden_states[VECTOR_LAYER + 1]
-    if teaching.resumed:
-        return each
     return each + settled(after, teaching.judge, marks, torch.stack((later, earlier)), teaching.texts, target)
+
+
+def carrying(
+    model: LlamaForCausalLM, found, ids: Tensor, group: list[Encoded], marks: Marks, teaching: Teaching
+) -> Tensor:
+    """Teaches a label's end to hold the label's first token, and the text's end to fetch it from the label that fits.
+
+    So the answer can begin with the first token of a label that was never seen before.
+    """
+    where, at, rows, opens = marks
+    words = model.lm_head.weight.detach()
+
+    def told(head: nn.Linear, states: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(head(F.rms_norm(states, (states.size(-1),))) @ words.T, target)
+
+    labels = rows >= teaching.texts
+    total = found.last_hidden_state.new_zeros(())
+    if labels.any():
+        number, last = where[labels], at[labels]
+        held = found.hidden_states[VECTOR_LAYER][number, last]
+        total = total + told(teaching.carried, held, ids[number, opens[labels]])
+    asked = []
+    for number, item in enumerate(group):
+        if item.copies:
+            here, there = item.copies[0]
+            ends = [last for last, row, _ in item.marks if row < teaching.texts and last < here]
+            asked += [(number, end, there) for end in ends[-1:]]
+    if asked:
+        number, end, there = torch.tensor(asked).T
+        after = found.hidden_states[VECTOR_LAYER + 1][number, end]
+        total = total + told(teaching.fetched, after, ids[number, there])
+    return total
 
 
 def copying(model: LlamaForCausalLM, states: Tensor, group: list[Encoded]) -> Tensor:
@@ -180,12 +224,11 @@ def losses(model: LlamaForCausalLM, teaching: Teaching, group: list[Encoded]) ->
     logits = states[:, :-1][chosen] @ model.lm_head.weight.T
     each = F.cross_entropy(logits, ids[:, 1:][chosen], reduction="none")
     text = (each * keep[chosen]).sum() / keep.sum().clamp(min=1e-6)
-    where, at, rows = marks
+    where, at, rows, _ = marks
     text = text + COPYING_WEIGHT * copying(model, found.hidden_states[-2], group)
     if not len(rows):
         return text, text.new_zeros(()), text.new_zeros(())
-    if teaching.resumed:
-        return text, text.new_zeros(()), comparing(model, found, marks, teaching)
+    text = text + CARRYING_WEIGHT * carrying(model, found, ids, group, marks, teaching)
     meanings = teaching.head(F.rms_norm(middle[where, at], (middle.size(-1),)))
     vector = 1 - F.cosine_similarity(meanings, teaching.vectors[rows]).mean()
     return text, vector, comparing(model, found, marks, teaching)
@@ -223,14 +266,17 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     config = json.loads((out / "config.json").read_text())
     config.pop("torch_dtype", None)
     (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+    path = out / "tokenizer_config.json"  # the class by the name that earlier versions of transformers know too
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def train(source: Source, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> LlamaForCausalLM:
     model, rng = new_model(len(tokenizer)), random.Random(args.seed)
     if args.resume:
         model.load_state_dict(LlamaForCausalLM.from_pretrained(args.resume, dtype=torch.float32).state_dict())
-    teaching = teaching_of(source, model.config.hidden_size)._replace(resumed=bool(args.resume))
-    heads = nn.ModuleList([teaching.head, teaching.judge])
+    teaching = teaching_of(source, model.config.hidden_size)
+    heads = nn.ModuleList([teaching.head, teaching.judge, teaching.carried, teaching.fetched])
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     rest = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
     adam = torch.optim.AdamW([*rest, *heads.parameters()], lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

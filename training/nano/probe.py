@@ -6,12 +6,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from training.nano.corpus import embed, normalise
 from training.nano.labels import HELD_OUT_INTENTS, SNIPS_LABELS, intent_names
 from training.nano.tasks import GROW, INSTRUCTIONS, JUDGE
 
@@ -113,14 +115,27 @@ def ranking(model, tokenizer, rows: list[Row], labels: list[str], seed: int = 5)
     return {"accuracy": (best == torch.tensor(places)).float().mean().item(), "rows": len(rows)}
 
 
-def writing(model, tokenizer, rows: list[Row], labels: list[str], seed: int = 5) -> list[dict[str, str]]:
-    rng, prompts = random.Random(seed), []
+def writing(model, tokenizer, rows: list[Row], labels: list[str], asked: int, seed: int = 5) -> dict[str, object]:
+    """Share of written requests that are not the given one and lie nearest to the wanted label's rows, of seven labels.
+
+    Nearest by all-MiniLM-L6-v2, to the mean of the label's rows. Chance is one in seven.
+    """
+    rng, prompts, shown = random.Random(seed), [], []
     torch.manual_seed(seed)
-    for text, label in rows:
-        task = INSTRUCTIONS[0].format(labels=", ".join(options(label, labels, 7, rng)))
+    for text, label in rows[:asked]:
+        shown.append(options(label, labels, 7, rng))
+        task = INSTRUCTIONS[0].format(labels=", ".join(shown[-1]))
         prompts.append(chat(GROW.format(task=task, text=text, label=label)))
     said = answers(model, tokenizer, prompts, most=32, sample=True)
-    return [{"given": text, "label": label, "written": out} for (text, label), out in zip(rows, said, strict=True)]
+    vectors = embed([text for text, _ in rows] + said)
+    belongs = np.array([[label == name for _, label in rows] for name in labels], dtype=float)
+    means = dict(zip(labels, belongs @ vectors[: len(rows)], strict=True))
+    apt = 0
+    for (text, label), written, vector, names in zip(rows, said, vectors[len(rows) :], shown, strict=False):
+        nearest = max(names, key=lambda name: vector @ means[name] / (np.linalg.norm(means[name]) + 1e-9))
+        apt += nearest == label and normalise(written) != normalise(text)
+    examples = [{"given": t, "label": label, "written": out} for (t, label), out in zip(rows, said, strict=False)]
+    return {"apt": apt / len(said), "rows": len(said), "examples": examples[:8]}
 
 
 @torch.no_grad()
@@ -165,20 +180,21 @@ def probe(model, tokenizer, data: Path, rows: int = 700) -> dict[str, object]:
             "choosing": choosing(model, tokenizer, found[: rows // 2], labels),
             "ranking": ranking(model, tokenizer, found[: rows // 4], labels),
             "perplexity": perplexity(model, tokenizer, [text for text, _ in found[:150]]),
-            "writing": writing(model, tokenizer, found[:4], labels),
+            "writing": writing(model, tokenizer, found, labels, asked=rows // 4),
         }
     model.train(was_training)
     return report
 
 
 def show(report: dict) -> None:
-    print(f"{'rows':<12} {'judge AUROC':>12} {'judge acc':>10} {'choose acc':>11} {'rank acc':>9} {'perplexity':>11}")
+    print(f"{'rows':<12} {'judge AUROC':>12} {'judge acc':>10} {'choose acc':>11} {'rank acc':>9} {'perplexity':>11} "
+          f"{'writes apt':>11}")
     for name, found in report.items():
         judge, choose, rank = found["judging"], found["choosing"], found["ranking"]
         print(f"{name:<12} {judge['auroc']:>12.3f} {judge['accuracy']:>10.3f} {choose['accuracy']:>11.3f} "
-              f"{rank['accuracy']:>9.3f} {found['perplexity']:>11.1f}")
+              f"{rank['accuracy']:>9.3f} {found['perplexity']:>11.1f} {found['writing']['apt']:>11.3f}")
     for name, found in report.items():
-        for line in found["writing"][:3]:
+        for line in found["writing"]["examples"][:3]:
             print(f"  {name}: [{line['label']}] {line['given']} -> {line['written']}", flush=True)
 
 

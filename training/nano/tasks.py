@@ -5,6 +5,8 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
+import numpy as np
+
 from training.nano.corpus import Corpus
 from training.nano.labels import HELD_OUT_INTENTS, SNIPS_LABELS, intent_names
 from training.nano.meaning import Meaning
@@ -24,6 +26,7 @@ INSTRUCTIONS = (
     "Classify the request as one of: {labels}.",
     "Options: {labels}. Which one is meant?",
 )
+NEAREST = 8
 BARRED = frozenset(SNIPS_LABELS) | {name.replace("_", " ") for name in HELD_OUT_INTENTS}
 
 
@@ -45,15 +48,32 @@ class Source(NamedTuple):
     meaning: Meaning
     names: dict[str, list[str]]
     by_intent: dict[str, list[str]]
-    row_of: dict[str, int]
+    alike: dict[str, list[str]]  # request: the nearest others of its intent
 
 
 def open_source(corpus: Corpus, meaning: Meaning) -> Source:
     by_intent: dict[str, list[str]] = defaultdict(list)
     for intent, text in corpus["requests"]:
         by_intent[intent].append(text)
-    row_of = {text: number for number, text in enumerate(meaning["texts"])}
-    return Source(corpus, meaning, intent_names(), dict(by_intent), row_of)
+    alike = {}
+    for texts in by_intent.values():
+        vectors = meaning["vectors"][[meaning["rows"][text] for text in texts]]
+        order = np.argsort(-(vectors @ vectors.T), axis=1)[:, 1 : NEAREST + 1]
+        alike.update({text: [texts[i] for i in row] for text, row in zip(texts, order, strict=True)})
+    return Source(corpus, meaning, intent_names(), dict(by_intent), alike)
+
+
+def restyled(texts: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
+    """Texts in small letters, half the time written as others write: a capital first, a stop last, words as names."""
+    if rng.random() < 0.5:
+        return texts
+    stop, named = rng.choice(("", "", ".", "?")), rng.choice((0.0, 0.0, 0.2, 0.5))
+    found = []
+    for text in texts:
+        words = [word.capitalize() if len(word) > 3 and rng.random() < named else word for word in text.split(" ")]
+        joined = " ".join(words)
+        found.append(joined[:1].upper() + joined[1:] + stop)
+    return tuple(found)
 
 
 def user(*pieces: str) -> Turn:
@@ -70,7 +90,7 @@ def intent_item(source: Source, rng: random.Random, wrongs: int = 7) -> Item:
     near = rng.sample(source.meaning["neighbours"][intent], (wrongs + 1) // 2)
     far = [name for name in rng.sample(sorted(source.names), wrongs + 8) if name != intent and name not in near]
     wrong = [rng.choice(source.names[name]) for name in near + far[: wrongs - len(near)]]
-    return Item(text, rng.choice(source.names[intent]), tuple(wrong), intent)
+    return Item(*restyled((text,), rng), rng.choice(source.names[intent]), tuple(wrong), intent)
 
 
 def phrase_item(source: Source, rng: random.Random, wrongs: int = 7) -> Item:
@@ -94,10 +114,11 @@ def word_item(source: Source, rng: random.Random, wrongs: int = 7) -> Item:
     return Item(texts[0], labels[0], tuple(label for label in labels[1:] if label not in texts[0].lower()), "")
 
 
-def draw(source: Source, rng: random.Random, wrongs: int = 7) -> Item:
-    chance = rng.random()
-    make = intent_item if chance < 0.65 else phrase_item if chance < 0.9 else word_item
-    return make(source, rng, wrongs)
+MAKERS = (intent_item, phrase_item, word_item)
+
+
+def draw(source: Source, rng: random.Random, shares: tuple[float, float, float] = (0.65, 0.25, 0.1)) -> Item:
+    return rng.choices(MAKERS, weights=shares)[0](source, rng)
 
 
 def question(item: Item, rng: random.Random, plain: bool = False) -> tuple[tuple[str, ...], list[str]]:
@@ -115,7 +136,8 @@ def question(item: Item, rng: random.Random, plain: bool = False) -> tuple[tuple
 
 
 def classify(source: Source, rng: random.Random) -> list[Turn]:
-    item = draw(source, rng)
+    """Few of the labels are intents' names, which could be learned by heart in place of being read in the list."""
+    item = draw(source, rng, (0.4, 0.4, 0.2))
     pieces, _ = question(item, rng)
     return [user(*pieces), reply(item.right)]
 
@@ -176,17 +198,19 @@ def pair(source: Source, rng: random.Random) -> list[Turn]:
 
 
 def grow(source: Source, rng: random.Random) -> list[Turn]:
-    """Another request of the same intent, or of the same nearest phrase, in the project's wording or a shorter one."""
+    """A request of the same intent near to the given one, in the project's wording, or any one for the intent."""
     item = intent_item(source, rng)
-    other = rng.choice(source.by_intent[item.intent])
-    if rng.random() < 0.3:
-        return [user("Write a request for: ", item.right), reply(other, 0.4)]
+    if rng.random() < 0.2:
+        return [user("Write a request for: ", item.right), reply(rng.choice(source.by_intent[item.intent]), 0.6)]
+    given = rng.choice(source.by_intent[item.intent])
+    given, other = restyled((given, rng.choice(source.alike[given])), rng)
+    item = item._replace(text=given)
     pieces, _ = question(item, rng)
     task = "".join(pieces[:-1]).strip()
     start, rest = GROW.split("{task}")
     middle, last = rest.split("{text}")
     last = last.replace("{label}", "")
-    return [user(start, task, middle, item.text, last, item.right), reply(other, 0.4)]
+    return [user(start, task, middle, item.text, last, item.right), reply(other, 0.6)]
 
 
 def names(source: Source, rng: random.Random) -> list[Turn]:
@@ -238,9 +262,9 @@ BUILDERS = {
 # Share of examples by kind at the start, in the middle and at the end of the training.
 KINDS = ("judge", "ask", "classify", "pair", "grow", "names", "echo", "task", "chat", "prose")
 MIXES = tuple(dict(zip(KINDS, shares, strict=True)) for shares in (
-    (3, 8, 5, 1, 1, 1, 2, 0, 0, 1),
-    (7, 5, 7, 1, 2.5, 1, 1, 1, 0.4, 2),
-    (8, 3, 7, 1, 3, 0.5, 0.5, 1.5, 0.4, 1.5),
+    (3, 7, 6, 1, 1, 1, 2, 0, 0, 1),
+    (6, 3, 9, 1, 3, 1, 1.5, 1, 0.4, 2),
+    (7, 2, 9, 1, 4, 0.5, 0.5, 1.5, 0.4, 1.5),
 ))
 
 

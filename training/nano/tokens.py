@@ -26,7 +26,7 @@ TEMPLATE = (
 class Encoded(NamedTuple):
     ids: list[int]
     weights: list[float]
-    marks: list[tuple[int, int]]  # position, row of the sentence vectors
+    marks: list[tuple[int, int, int]]  # a piece's last position, its row of the sentence vectors, its first position
     copies: list[tuple[int, int]]  # position that writes a token of a listed label, where the list has that token
 
 
@@ -76,8 +76,9 @@ def encode(turns: list[Turn], tokenizer: PreTrainedTokenizerFast, rows: dict[str
             elif piece in spans and turn.weight > 0:
                 start, count = spans[piece]
                 copies += [(len(ids) + k - 1, start + k) for k in range(min(count, len(found.ids)))]
-            if piece in rows and turn.role == "user" and last < len(ends):
-                marks.append((len(ids) + last, rows[piece]))
+            row = rows.get(piece, rows.get(piece.lower().rstrip(".?")))
+            if row is not None and turn.role == "user" and last < len(ends):
+                marks.append((len(ids) + last, row, len(ids) + first))
                 of_turn[first : last + 1] = [TEXT_WEIGHT] * (last + 1 - first)
         ids += [*found.ids, END]
         weights += [*of_turn, turn.weight * 0.3]

@@ -1,0 +1,29 @@
+import re
+from pathlib import Path
+
+from flows import steps  # noqa: F401  registers every step
+from flows.config import load
+from flows.estimate import estimate
+
+SNIPS = Path(__file__).parents[2] / "examples/snips"
+
+
+def tokens(*changes):
+    told = estimate(load(SNIPS / "loop.yaml", list(changes)), SNIPS)
+    found = re.search(r"tokens +([\d,]+) scored, ([\d,]+) trained on, ([\d,]+) evaluated", told)
+    return [int(number.replace(",", "")) for number in found.groups()], told
+
+
+def test_a_pool_scored_by_the_last_student_is_scored_in_every_round_of_every_seed():
+    (with_student, _, _), _ = tokens()
+    (untuned, _, _), _ = tokens("roles={}")
+    (two_seeds, _, _), _ = tokens("seeds=[0,1]")
+    assert untuned < with_student < two_seeds
+
+
+def test_training_and_evaluation_grow_with_rounds_and_baselines():
+    (_, trained, tested), told = tokens()
+    (_, less_trained, less_tested), less_told = tokens("baselines=false")
+    assert "5 training runs" in told and "3 training runs" in less_told
+    assert abs(trained * 3 - less_trained * 5) <= 5 and less_tested < tested
+    assert re.search(r"rows +2,7\d\d in the pool, 700 held out", told)
