@@ -21,6 +21,7 @@ from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 _SCORING_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # of one pass: on a CPU what fits its caches, 1.5 times as fast
+_MERGE_BELOW = 50_000_000  # parameters: a copy with the adapter merged in costs little memory and is a third faster
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -40,11 +41,12 @@ class LocalEngine:
         identity: str | None = None,
         device: str = "auto",
         batch_tokens: int | None = None,
+        merge_below: int = _MERGE_BELOW,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._base = _Base(str(model), device)
+        self._base = _Base(str(model), device, merge_below)
         self._adapter: str | None = None
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device]
         self.scoring_tokens = min(self.batch_tokens, _SCORING_TOKENS[device])
@@ -176,7 +178,7 @@ class LocalEngine:
 class _Base:
     """One loaded model with its tokenizer and the adapters that were put on it."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, merge_below: int) -> None:
         self.name, self.device = name, device
         quiet()
         dtype = getattr(torch, DTYPES[device])
@@ -185,6 +187,8 @@ class _Base:
             raise EngineError(f"{name} has no chat template: use a tuned model, or add a chat_template.jinja")
         self.model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
         self.model.to(device).eval().requires_grad_(False)
+        self.merging = self.model.num_parameters() < merge_below
+        self.merged: dict[str, Any] = {}  # name: a copy of the model with that adapter in its weights
         self.peft: Any = None
         self.adapters: dict[str, str] = {}  # digest: name
         self.lock = threading.RLock()
@@ -204,13 +208,17 @@ class _Base:
                 return self.adapters[content]
             name = f"adapter{len(self.adapters)}"
             try:
-                if self.peft is None:
+                if self.merging:
+                    copied = PeftModel.from_pretrained(copy.deepcopy(self.model), str(folder))
+                    self.merged[name] = copied.merge_and_unload().eval().requires_grad_(False)
+                elif self.peft is None:
                     self.peft = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
                 else:
                     self.peft.load_adapter(str(folder), adapter_name=name)
             except (OSError, ValueError, RuntimeError) as error:
                 raise EngineError(f"{folder} is no adapter of {self.name}: {error}") from error
-            self.peft.eval().requires_grad_(False)
+            if self.peft is not None:
+                self.peft.eval().requires_grad_(False)
             self.adapters[content] = name
             return name
 
@@ -226,11 +234,12 @@ class _Base:
                 else:
                     self.peft.base_model.enable_adapter_layers()
                     self.peft.set_adapter(adapter, inference_mode=True)
-            yield self.model
+            yield self.merged.get(adapter, self.model)
 
     def close(self) -> None:
         with self.lock:
             self.model = self.peft = None
+            self.merged.clear()
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()

@@ -23,6 +23,11 @@ def engine(tiny_model):
     return LocalEngine(tiny_model, device="cpu")
 
 
+@pytest.fixture(params=[pytest.param(10**9, id="merged"), pytest.param(0, id="beside the weights")])
+def adaptable(request, tiny_model):
+    return LocalEngine(tiny_model, device="cpu", merge_below=request.param)
+
+
 @pytest.fixture(scope="module")
 def plain(tiny_model):
     return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
@@ -162,35 +167,35 @@ def test_an_answer_of_several_tokens_is_refused_by_name(engine):
         engine.choose(PROMPTS, ["A", "AB"])
 
 
-def test_each_view_speaks_with_its_own_adapter(engine, plain, tiny_model, tiny_adapters):
+def test_each_view_speaks_with_its_own_adapter(adaptable, plain, tiny_model, tiny_adapters):
     from peft import PeftModel
 
     tokenizer = plain[1]
-    bare = engine.choose(PROMPTS, ["A", "B"])
-    views = [engine.with_adapter(folder) for folder in tiny_adapters]
+    bare = adaptable.choose(PROMPTS, ["A", "B"])
+    views = [adaptable.with_adapter(folder) for folder in tiny_adapters]
     letters = [tokenizer("A")["input_ids"][0], tokenizer("B")["input_ids"][0]]
     for view, folder in [*zip(views, tiny_adapters, strict=True)] * 2:  # twice: switching back and forth
         own = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder).eval()
         for got, prompt in zip(view.choose(PROMPTS, ["A", "B"]), PROMPTS, strict=True):
             assert got == pytest.approx(next_odds(own, ids_of(tokenizer, prompt))[letters].tolist(), abs=1e-4)
         assert view.choose(PROMPTS, ["A", "B"]) != bare
-    assert engine.choose(PROMPTS, ["A", "B"]) == bare
-    assert len({engine.identity, *[v.identity for v in views]}) == 3
+    assert adaptable.choose(PROMPTS, ["A", "B"]) == bare
+    assert len({adaptable.identity, *[v.identity for v in views]}) == 3
 
 
-def test_an_adapter_trained_again_in_the_same_place_is_not_the_old_one(engine, tiny_adapters, tmp_path):
+def test_an_adapter_trained_again_in_the_same_place_is_not_the_old_one(adaptable, tiny_adapters, tmp_path):
     answers = []
     for trained in tiny_adapters:
         shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-        view = engine.with_adapter(tmp_path)
+        view = adaptable.with_adapter(tmp_path)
         answers.append((view.identity, view.choose(PROMPTS[:1], ["A"])))
     assert answers[0][0] != answers[1][0]
-    assert answers[1][1] == engine.with_adapter(tiny_adapters[1]).choose(PROMPTS[:1], ["A"]) != answers[0][1]
+    assert answers[1][1] == adaptable.with_adapter(tiny_adapters[1]).choose(PROMPTS[:1], ["A"]) != answers[0][1]
 
 
-def test_a_folder_that_is_no_adapter_is_refused_by_name(engine, tmp_path):
+def test_a_folder_that_is_no_adapter_is_refused_by_name(adaptable, tmp_path):
     with pytest.raises(EngineError, match="is no adapter"):
-        engine.with_adapter(tmp_path, identity="x")
+        adaptable.with_adapter(tmp_path, identity="x")
 
 
 def test_no_prompts_give_no_answers(engine):
