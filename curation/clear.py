@@ -13,11 +13,11 @@ sentence embeddings, a named deviation; `exact` leaves similarity out.
 
 import re
 import string
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.step import Completion, Embedder, Engine, Failed, StepConfig, StepError, step
 from storage.schema import Messages, instruction, prompt, response
@@ -66,6 +66,12 @@ class ClearFilter(StepConfig):
 
     within: str | None = None
     """Column of groups with a median each, such as diversity_cluster: hard kinds of row are not dropped whole."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.within and self.threshold is not None:
+            raise ValueError("a threshold is the same for all groups: give threshold or within, not both")
+        return self
 
     def columns(self) -> tuple[str, ...]:
         return (self.within,) if self.within else ()

@@ -21,6 +21,7 @@ from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
 __all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
+_VERSIONS = {"local": 2, "sentence-transformers": 1}  # raised when an engine's code comes to answer differently
 PACKAGED = "all-MiniLM-L6-v2"
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -58,7 +59,8 @@ def model_folder(name: str) -> Path:
 
 def identity(spec: EngineSpec) -> str:
     """What decides the model's answers, as one line; reads files, loads nothing."""
-    return fingerprint(spec.kind, model_folder(spec.model), _dtype(spec), _adapter_folder(spec))
+    kind = f"{spec.kind}-{_VERSIONS[spec.kind]}"
+    return fingerprint(kind, model_folder(spec.model), _dtype(spec), _adapter_folder(spec))
 
 
 def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None) -> Lease:

@@ -32,11 +32,11 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     mean = tokens / max(rows, 1)
     batch = int(config.train.get("batch_size", 16))
     seeds = len(config.seeds)
-    turns = {use.step: budget.rounds * seeds if _by_student(config, use) else 1 for use in config.score}
-    scored = most * mean * sum(PASSES.get(step, 0.0) * times for step, times in turns.items())
+    turns = [(use.step, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
+    scored = most * mean * sum(PASSES.get(step, 0.0) * times for step, times in turns)
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
-    tested = (trainings + 1) * held_tokens * 2 + seeds * budget.rounds * (
+    tested = (trainings + 1) * held_tokens + seeds * budget.rounds * (
         budget.rows + rows * config.validation
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)

@@ -91,17 +91,13 @@ def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
         judged = rows.drop_nulls("clear_confidence")
         dropped = judged["drop_reason"].fill_null("").str.starts_with("clear-filter")
         caught = int((dropped & judged["spoilt"]).sum())
+        if judged["spoilt"].n_unique() == 2:
+            told["auroc"] = float(roc_auc_score(~judged["spoilt"].to_numpy(), judged["clear_confidence"].to_numpy()))
         told |= {
-            "auroc": auroc(judged["clear_confidence"].to_numpy(), ~judged["spoilt"].to_numpy()),
             "precision": caught / max(int(dropped.sum()), 1),
             "recall": caught / max(int(judged["spoilt"].sum()), 1),
         }
     return out
-
-
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores over a negative, ties counted half; NaN where one of them is missing."""
-    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
 def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
@@ -203,7 +199,8 @@ def _spoilt_table(said: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for lines in zip(*said["choices"], strict=False):
-        mean = {k: float(np.mean([line[k] for line in lines])) for k in lines[0] if k != "choice"}
+        both = set.intersection(*(set(line) for line in lines)) - {"choice"}
+        mean = {k: float(np.mean([line[k] for line in lines])) for k in both}
         cells = [f"{mean['spoilt']:.1%}", f"{mean['grown']:.0f}", *filter_cells(mean)]
         out.append(f"| {lines[0]['choice']} | " + " | ".join(cells) + " |")
     return [*out, ""]

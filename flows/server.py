@@ -112,7 +112,8 @@ def _joined(home: Path, port: int | None, meanwhile: Callable[[], object]) -> It
                 server = _wait(home, None)
             else:
                 process = _spawn(home, port)
-                meanwhile()
+                with _console().status("Starting the store's Prefect server …"):
+                    meanwhile()
                 server = _wait(home, process)
         if port and not server.url.endswith(f":{port}"):
             _say(f"The store's Prefect server already runs at {server.url}, not on port {port}; using it.")

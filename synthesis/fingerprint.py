@@ -12,7 +12,6 @@ _DECIDES = re.compile(
     r"(added_|special_)?token.*|.*\.model|vocab\..*|merges\.txt|special_tokens_map\.json|"
     r"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
 )
-VERSION = 1  # raise it when the engines' own code comes to answer the same question differently
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -21,8 +20,8 @@ class EngineError(ValueError):
 
 
 def fingerprint(kind: str, model: str | Path, dtype: str, adapter: str | Path | None = None) -> str:
-    """One line: engine and its version, digest of what decides what the model says, dtype, adapter digest."""
-    parts = [f"{kind}{VERSION}", folder_digest(Path(model)), dtype]
+    """One line: kind, digest of what decides what the model says, dtype, adapter digest."""
+    parts = [kind, folder_digest(Path(model)), dtype]
     return ":".join([*parts, folder_digest(Path(adapter))] if adapter else parts)
 
 

@@ -108,6 +108,9 @@ def test_a_group_of_one_row_keeps_it_unless_it_has_no_confidence():
     table = scored([0.9, 0.8, 0.1, None]).with_columns(kind=pl.Series(["a", "a", "b", "c"]))
     out = clear.drop_doubtful(table, clear.ClearFilter(within="kind"))
     assert out["drop_reason"].is_null().to_list() == [True, False, True, False]
+    assert clear.drop_doubtful(table.clear(), clear.ClearFilter(within="kind")).height == 0
+    with pytest.raises(ValueError, match="not both"):
+        clear.ClearFilter(within="kind", threshold=0.5)
     with pytest.raises(StepError, match="no column 'topic'"):
         clear.drop_doubtful(table, clear.ClearFilter(within="topic"))
 

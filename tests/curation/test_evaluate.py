@@ -33,6 +33,15 @@ def test_an_answer_is_right_by_the_rows_response_and_null_where_there_was_none()
     assert student.asked == ["right?", "wrong?", "lost?"]  # the prompt alone, never the answer
 
 
+def test_likelihood_is_measured_only_where_it_is_wanted():
+    class Mute(FakeEngine):
+        def logprobs(self, conversations):
+            raise AssertionError("nobody wants to know")
+
+    out = evaluate(ROWS, Evaluate(likelihood=False), {"student": Mute(reply=lambda text, i: "GetWeather")})
+    assert out["student_nll"].to_list() == [None] * 3 and out["student_correct"].to_list() == [True, False, False]
+
+
 def test_perplexity_is_the_mean_over_the_responses_tokens():
     class Uneven(Halting):
         def logprobs(self, conversations):

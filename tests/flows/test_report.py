@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -81,8 +80,10 @@ def test_a_grown_row_is_as_wrong_as_its_parent(tmp_path):
     assert report._taken_share(store, "rows", "taking", wrong) == {"spoilt": 0.5, "grown": 1}
 
 
-def test_auroc_of_ties_is_a_half():
-    assert report.auroc(np.array([1.0, 1.0, 1.0]), np.array([True, False, False])) == 0.5
+def test_without_a_spoilt_row_there_is_no_auroc(runs):
+    store, (run, _) = runs
+    _, first = report.filter_quality(store, run, set())
+    assert "auroc" not in first and first["precision"] == 0
 
 
 def test_the_sentence_says_what_the_interval_allows():

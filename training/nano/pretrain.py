@@ -213,7 +213,7 @@ def copying(model: LlamaForCausalLM, states: Tensor, group: list[Encoded]) -> Te
 
 
 def losses(model: LlamaForCausalLM, teaching: Teaching, group: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted next-token loss on a part of the positions, and two losses that teach the meaning of marked texts."""
+    """Weighted next-token loss on a part of the positions, with the losses that teach copying; and two for meaning."""
     ids, weights, marks = collate(group)
     found = model.model(input_ids=ids, output_hidden_states=True)
     states, middle = found.last_hidden_state, found.hidden_states[VECTOR_LAYER]
