@@ -77,7 +77,7 @@ def run(
     place = _open(store)
     root = place.root
     check_models(wanted, place)
-    with serving(root, meanwhile=_load_libraries):
+    with serving(root):
         from flows.loop import improve
 
         found = improve(wanted, config.resolve().parent, root)
@@ -90,13 +90,6 @@ def run(
         say(f"{rejected[name]} rows of {name} were rejected on import: `thresher show {name} --rejects`")
     if any(rejected.values()):
         raise typer.Exit(REJECTED)
-
-
-def _load_libraries() -> None:
-    """What the first steps and the first training would otherwise wait for."""
-    import sentence_transformers  # noqa: F401
-
-    import training.sft  # noqa: F401
 
 
 def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **typed: Any) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,13 +53,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(
-    store_root: Path, port: int | None = None, meanwhile: Callable[[], object] = lambda: None
-) -> Iterator[Server]:
-    """A server that answers, with this process's Prefect pointed at it. Leaves when the last process using it does.
-
-    `meanwhile` is called while a server of our own starts, which leaves this process idle for ten seconds or more.
-    """
+def serving(store_root: Path, port: int | None = None) -> Iterator[Server]:
+    """A server that answers, with this process's Prefect pointed at it. Leaves when the last process using it does."""
     if api := configured_api():
         if not _answers(api):
             raise ServerError(
@@ -71,10 +66,7 @@ def serving(
         return
     home = Path(store_root).absolute() / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    with (
-        _joined(home, port, meanwhile) as server,
-        _environment({**_client_settings(home), "PREFECT_API_URL": server.api}),
-    ):
+    with _joined(home, port) as server, _environment({**_client_settings(home), "PREFECT_API_URL": server.api}):
         since = datetime.now(UTC).isoformat()
         try:
             yield server
@@ -100,7 +92,7 @@ def configured_api() -> str | None:
 
 
 @contextlib.contextmanager
-def _joined(home: Path, port: int | None, meanwhile: Callable[[], object]) -> Iterator[Server]:
+def _joined(home: Path, port: int | None) -> Iterator[Server]:
     """Be one of the users of the store's server; start it if nobody runs it."""
     process = None
     with (home / "users.lock").open("a") as users:
@@ -112,8 +104,6 @@ def _joined(home: Path, port: int | None, meanwhile: Callable[[], object]) -> It
                 server = _wait(home, None)
             else:
                 process = _spawn(home, port)
-                with _console().status("Starting the store's Prefect server …"):
-                    meanwhile()
                 server = _wait(home, process)
         if port and not server.url.endswith(f":{port}"):
             _say(f"The store's Prefect server already runs at {server.url}, not on port {port}; using it.")
@@ -151,7 +141,7 @@ def _wait(home: Path, process: subprocess.Popen[bytes] | None) -> Server:
                 raise ServerError(f"the Prefect server did not start: {(said or ['no reason given'])[-1]}")
             if (said := _read(home / "server.json")) and _held(home / "server.lock") and _answers(said["url"] + "/api"):
                 if process:
-                    _say(f"Prefect server at {said['url']}")
+                    _say(f"Prefect server at {said['url']}, started in {time.monotonic() - began:.1f} s")
                 return Server(said["url"], said["url"] + "/api", own=True, started=process is not None)
             time.sleep(0.1)
     if process:

@@ -42,7 +42,7 @@ def train_adapter(
     if store.exists(made.id):
         return made.id
     release()
-    from training.sft import TrainError, train  # TRL takes seconds to import
+    from training.sft import TrainError, train  # TRL takes seconds to import, and a memoised run needs none of it
 
     started, folder = time.time(), store.scratch()
     try:

@@ -53,16 +53,7 @@ def small_store(root: Path, hostile: str = HOSTILE) -> Store:
         marked,
         counts,
     )
-    choice = pl.DataFrame(
-        {
-            "id": said["id"][21:],
-            "taken": [i % 3 == 0 for i in range(39)],
-            "why": [f"cluster {i % 4}" for i in range(39)],
-            "weight": [1 / (i + 1) for i in range(39)],
-            "round": [1] * 39,
-        }
-    )
-    chosen = store.put_part("chosen", choice, CHOICE)
+    chosen = store.put_part("chosen", _choice(said["id"][21:]), CHOICE)
     _seal(
         store,
         "kmeans-quality-000000000004",
@@ -73,6 +64,31 @@ def small_store(root: Path, hostile: str = HOSTILE) -> Store:
         [(chosen,)],
         {"rows": 39, "taken": 13},
     )
+    _seal_adapter(store)
+    _seal(store, "import-000000000006", "rows", "import", {}, {}, [], {"rows": 0, "live": 0})
+    for name, dataset in {
+        "seed": "import-000000000001",
+        "Best.of_all": "clear-filter-000000000003",
+        "student": "train-000000000005",
+        "nothing": "import-000000000006",
+    }.items():
+        store.name(name, dataset)
+    return store
+
+
+def _choice(ids: pl.Series) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "id": ids,
+            "taken": [i % 3 == 0 for i in range(39)],
+            "why": [f"cluster {i % 4}" for i in range(39)],
+            "weight": [1 / (i + 1) for i in range(39)],
+            "round": [1] * 39,
+        }
+    )
+
+
+def _seal_adapter(store: Store) -> None:
     losses = store.put_part(
         "loss", pl.DataFrame({"step": list(range(50)), "loss": [3 / (i + 1) + 0.2 for i in range(50)]})
     )
@@ -90,15 +106,6 @@ def small_store(root: Path, hostile: str = HOSTILE) -> Store:
         {"steps": 50},
         files=files,
     )
-    _seal(store, "import-000000000006", "rows", "import", {}, {}, [], {"rows": 0, "live": 0})
-    for name, dataset in {
-        "seed": "import-000000000001",
-        "Best.of_all": "clear-filter-000000000003",
-        "student": "train-000000000005",
-        "nothing": "import-000000000006",
-    }.items():
-        store.name(name, dataset)
-    return store
 
 
 def _seal(store, id_, kind, step, config, inputs, shards, counts, engines=None, files=None) -> None:

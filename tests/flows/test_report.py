@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -78,6 +79,14 @@ def test_a_grown_row_is_as_wrong_as_its_parent(tmp_path):
     sealed(store, "taking", took, CHOICE, "choice")
     wrong = pl.DataFrame({"id": ["r0", "r1"], "spoilt": [False, True]})
     assert report._taken_share(store, "rows", "taking", wrong) == {"spoilt": 0.5, "grown": 1}
+
+
+def test_auroc_of_ties_is_a_half(runs):
+    store, (run, _) = runs
+    tied = store.read("scored").with_columns(clear_confidence=pl.lit(1.0))
+    sealed(store, "tied", tied, counts={"rows": 10, "live": 6})
+    judged = replace(run, rounds=[replace(run.rounds[0], scored="tied")])
+    assert report.filter_quality(store, judged, {1, 2, 6})[1]["auroc"] == 0.5
 
 
 def test_without_a_spoilt_row_there_is_no_auroc(runs):
