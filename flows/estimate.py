@@ -36,7 +36,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     scored = most * mean * sum(PASSES.get(step, 0.0) * times for step, times in turns)
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
-    tested = (trainings + 1) * held_tokens + seeds * budget.rounds * (
+    tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
         budget.rows + rows * config.validation
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)

@@ -39,20 +39,19 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
         choice = turn.apply(config.choose, rows, weights=weights)
         chosen = turn.keep("chosen", assemble.taken(store, rows, choice))
         student = turn.train("train", chosen, heldout)
-        validation = assemble.where(store, rows, "split", "validation")
-        seen = [
-            turn.evaluate(f"evaluate {what}", d, student, likelihood=True)
-            for what, d in (("choice", chosen), ("validation", validation))
-        ]
-        results = turn.keep("results", assemble.together(store, seen))
         tested = turn.evaluate("evaluate held-out", heldout, student)
-        more = number < config.budget.rounds  # what feeds a round that never comes is not made
-        made = [turn.apply(u, rows, results=results, weights=weights) for u in config.feedback if more]
-        weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
-        new = [d for d in made if store.manifest(d).kind == "rows"]
-        grown += new
-        rounds.append(report.Round(rows, choice, chosen, student, results, tested, seen[1], new))
-        if config.budget.stop_when_flat and not _gained(store, rounds):
+        results, validated, new = None, None, []
+        if number < config.budget.rounds:  # what feeds a round that never comes is not made
+            validation = assemble.where(store, rows, "split", "validation")
+            validated = turn.evaluate("evaluate validation", validation, student, likelihood=True)
+            seen = turn.evaluate("evaluate choice", chosen, student, likelihood=True)
+            results = turn.keep("results", assemble.together(store, [seen, validated]))
+            made = [turn.apply(u, rows, results=results, weights=weights) for u in config.feedback]
+            weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
+            new = [d for d in made if store.manifest(d).kind == "rows"]
+            grown += new
+        rounds.append(report.Round(rows, choice, chosen, student, tested, results, validated, new))
+        if results and config.budget.stop_when_flat and not _gained(store, rounds):
             say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
             break
     return _compare(Turn(config, root, seed, 0, None), pool, guarded, heldout, rounds)

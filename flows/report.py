@@ -19,9 +19,9 @@ class Round:
     choice: str
     chosen: str
     adapter: str
-    results: str
     heldout: str
-    validation: str
+    results: str | None  # on the choice and on validation, which feed the next round; the last has none
+    validation: str | None
     grown: list[str]
 
 
@@ -118,7 +118,7 @@ def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
 def seconds(store: Store, runs: list[SeedRun]) -> list[tuple[str, float]]:
     """Seconds that each stage took when it was computed, over all rounds and seeds."""
     seen: dict[str, str] = {}
-    stack = [d for run in runs for r in run.rounds for d in (r.results, r.choice, *r.grown)]
+    stack = [d for run in runs for r in run.rounds for d in (r.choice, *r.grown, *([r.results] if r.results else []))]
     stack += [d for run in runs for d in (*run.arms.values(), *run.adapters)]
     while stack:
         dataset = stack.pop()

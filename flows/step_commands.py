@@ -12,10 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from curation.step import STEPS, Step
-
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="THRESHER_STORE", help="Folder of the store.", show_default=True)
-]
+from flows.command import StoreOption
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:

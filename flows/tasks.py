@@ -68,8 +68,7 @@ def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]
 
     def done(dataset: str) -> str:
         store.name(name, dataset)
-        counts = store.manifest(dataset).counts
-        told = ", ".join(f"{n:,} {what}" for what, n in counts.items())
+        told = store.manifest(dataset).summary
         if dataset in before:
             say(f"[dim]{label}: already there ({told})[/dim]")
         else:

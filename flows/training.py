@@ -11,7 +11,7 @@ from flows.engines import EngineSpec, identity, model_folder, release
 from storage.store import Manifest, Store, StoreError, key_of
 from training.settings import TrainConfig
 
-VERSION = 1  # raise when the same rows and settings would give another adapter
+VERSION = 2  # raise when the same rows and settings would give another adapter
 
 
 def train_adapter(

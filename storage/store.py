@@ -70,6 +70,11 @@ class Manifest:
         """Digest of the content, whoever made it: what the keys of later datasets are made of."""
         return key_of([[p.digest for p in shard] for shard in self.shards], sorted(self.files.items()))
 
+    @property
+    def summary(self) -> str:
+        """The counts as people read them: "2,650 live, 93 dropped by duplicates"."""
+        return ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
+
 
 def key_of(*content: Any) -> str:
     """A 20-digit hash of anything that JSON can hold."""

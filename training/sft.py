@@ -15,6 +15,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
@@ -25,6 +26,7 @@ __all__ = ["TrainConfig", "TrainError", "TrainFacts", "train"]
 
 _WARM_UP = 0.05
 _WINDOW = 16  # batches among which rows of like length are put together
+_WORTH_SHARING = 64  # tokens that a batch need not read again
 
 
 class TrainError(Exception):
@@ -194,18 +196,52 @@ def _arguments(scratch: str, config: TrainConfig) -> SFTConfig:
 
 
 class _Trainer(SFTTrainer):
-    """TRL's own loss scores every position on a CPU, 40 % of a step; this one only where some row has a label."""
+    """TRL's own loss scores every position, 40 % of a step on a CPU; this one only where some row has a label."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"][:, 1:]
-        where = (labels != -100).any(0).nonzero()[:, 0]
-        asked = {k: v for k, v in inputs.items() if k != "labels"}
-        logits = model(**asked, use_cache=False, logits_to_keep=where).logits
-        labels = labels[:, where].flatten()
-        total = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, reduction="sum")
-        return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        # what is recomputed in the backward pass, to save a GPU's memory, cannot be shared
+        total = answer_loss(model, **inputs, share=not self.args.gradient_checkpointing)
+        return total / ((inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def answer_loss(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, share: bool
+) -> torch.Tensor:
+    """Summed negative log-likelihood of the labelled tokens of a batch, padded on the right.
+
+    With `share`, what all rows begin with, such as one instruction for all, is read once: the same loss and gradients
+    by fewer tokens.
+    """
+    labels = labels[:, 1:]
+    where = (labels != -100).any(0).nonzero()[:, 0]
+    start = _beginning(input_ids[:, : where[0]]) if share and _full_attention(model.config) else 0
+    read = None
+    if start:
+        read = model(input_ids=input_ids[:1, :start], use_cache=True, logits_to_keep=1).past_key_values
+        read.batch_repeat_interleave(len(input_ids))
+    logits = model(
+        input_ids=input_ids[:, start:],
+        attention_mask=attention_mask,
+        past_key_values=read,
+        use_cache=bool(start),
+        logits_to_keep=where - start,
+    ).logits
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels[:, where].flatten(), reduction="sum", ignore_index=-100
+    )
+
+
+def _beginning(ids: torch.Tensor) -> int:
+    """How many tokens all rows begin with; 0 where that saves too little to be worth a pass of its own."""
+    same = int((ids == ids[:1]).all(0).cumprod(0).sum())
+    return same if same * (len(ids) - 1) >= _WORTH_SHARING else 0
+
+
+def _full_attention(config: Any) -> bool:
+    """A sliding window would have let go of part of the beginning."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 class _Curve(TrainerCallback):

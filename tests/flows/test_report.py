@@ -42,7 +42,7 @@ def runs(tmp_path):
             name: evaluation(store, f"{name}{seed}", [i < right for i in range(100)])
             for name, right in (("untuned", 10), ("random", 70 + seed), ("round 1", 90 + seed))
         }
-        round_ = report.Round("scored", "choice", "pool", "pool", "scored", arms["round 1"], "scored", [])
+        round_ = report.Round("scored", "choice", "pool", "pool", arms["round 1"], "scored", "scored", [])
         made.append(report.SeedRun(seed, "pool", "pool", arms, "choice", [round_], []))
     return store, made
 

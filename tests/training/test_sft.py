@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage.schema import message
 from tests.rows import rows
-from training.sft import TrainConfig, TrainError, _encode, _order, _tokenizer, train
+from training.sft import TrainConfig, TrainError, _encode, _order, _tokenizer, answer_loss, train
 
 ROWS = rows(*[(f"say {i} please" + "." * i, "yes" if i % 2 else "no") for i in range(12)])
 CONFIG = TrainConfig(optimizer_steps=12, batch_size=4, rank=4, alpha=8, learning_rate=1e-2, seed=3)
@@ -44,6 +44,30 @@ def test_the_loss_is_that_of_the_assistants_tokens_alone(tiny_model, tmp_path):
         total, count = total - float(logprobs[-said:].sum()), count + said
     assert facts.losses[0] == pytest.approx(total / count, abs=1e-4)
     assert facts.learnable == count
+
+
+@pytest.mark.parametrize("alike", [40, 200])
+def test_a_beginning_that_is_read_once_changes_neither_loss_nor_gradients(tiny_model, alike):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    texts = [f"<|bos|><|user|>{'w' * alike}{q}<|end|><|assistant|>" for q in ("?", " one?", " another?")]
+    asked = [tokenizer(t)["input_ids"] for t in texts]
+    whole = [a + tokenizer(f"{said}<|end|>")["input_ids"] for a, said in zip(asked, ("yes", "no", ""), strict=True)]
+    width = max(map(len, whole))
+    ids = torch.tensor([w + [0] * (width - len(w)) for w in whole])
+    mask = torch.tensor([[1] * len(w) + [0] * (width - len(w)) for w in whole])
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, a in zip(labels, asked, strict=True):
+        row[: len(a)] = -100
+    told, tokens = [], []
+    model.get_input_embeddings().register_forward_hook(lambda _, given, __: tokens.append(given[0].numel()))
+    for share in (False, True):
+        model.zero_grad()
+        loss = answer_loss(model, ids, mask, labels, share)
+        loss.backward()
+        told.append([loss, *[p.grad for p in model.parameters()]])
+    assert sum(tokens[1:]) < 0.8 * tokens[0]
+    for apart, shared in zip(*told, strict=True):
+        torch.testing.assert_close(shared, apart, atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(trained, tiny_model, tmp_path):

@@ -1,0 +1,154 @@
+"""The commands that look: what is in the store, its rows, a row's history, the UI, the machine."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.command import FAILED, AsJson, StoreOption, open_store
+from flows.explain import History, history
+from flows.progress import say
+from storage.schema import instruction, response
+
+browse = typer.Typer()
+
+
+@browse.command()
+def datasets(as_json: AsJson = False, store: StoreOption = Path(".thresher")) -> None:
+    """List what is in the store, oldest first."""
+    place = open_store(store)
+    names: dict[str, list[str]] = {}
+    for name, dataset in place.names().items():
+        names.setdefault(dataset, []).append(name)
+    listed = [(made, names.get(made.id, [])) for made in map(place.manifest, place.ids())]
+    if as_json:
+        said = [{"id": m.id, "kind": m.kind, "names": n, "counts": m.counts, "inputs": m.inputs} for m, n in listed]
+        return typer.echo(json.dumps(said, indent=1))
+    table = Table("name", "id", "kind", "counts", box=None)
+    for made, called in listed:
+        table.add_row(", ".join(called), made.id, made.kind, made.summary)
+    _out(table)
+
+
+@browse.command()
+def show(
+    dataset: Annotated[str, typer.Argument(help="Name or id of the dataset.")],
+    limit: Annotated[int, typer.Option(help="How many rows.", min=1)] = 20,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that were dropped.")] = False,
+    rejects: Annotated[bool, typer.Option("--rejects", help="What could not become a row on import.")] = False,
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Show the rows of a dataset."""
+    place = open_store(store)
+    made = place.manifest(place.resolve(dataset))
+    rows = place.read_side(made.id, "rejects") if rejects else place.read(made.id)
+    if dropped and "drop_reason" in rows.columns:
+        rows = rows.filter(pl.col("drop_reason").is_not_null())
+    rows = rows.drop("embedding", strict=False).head(limit)
+    if as_json:
+        return [typer.echo(json.dumps(row, ensure_ascii=False, default=str)) for row in rows.to_dicts()] and None
+    if "messages" in rows.columns:
+        asked = [instruction(m) for m in rows["messages"].to_list()]
+        answers = [response(m) for m in rows["messages"].to_list()]
+        rows = rows.select(
+            "id", pl.Series("prompt", asked), pl.Series("response", answers), pl.exclude("id", "messages", "source")
+        )
+        rows = rows.select([c for c in rows.columns if rows[c].null_count() < rows.height or c == "drop_reason"])
+    table = Table(*rows.columns, box=None, show_lines=False)
+    for row in rows.rows():
+        table.add_row(*[escape(_cell(value)) for value in row])
+    _out(table)
+
+
+@browse.command()
+def explain(
+    row: Annotated[str, typer.Argument(help="Id of a row, or its beginning.")],
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """The whole history of a row: file and line, every score, why it was kept or dropped, what was trained on it."""
+    found = history(open_store(store), row)
+    if as_json:
+        said = {"row": found.row, "origin": found.origin, "children": found.children}
+        said["events"] = [{"dataset": e.dataset, "step": e.step, "name": e.name, **e.facts} for e in found.events]
+        return typer.echo(json.dumps(said, ensure_ascii=False, indent=1, default=str))
+    _tell(found)
+
+
+@browse.command()
+def export(
+    dataset: Annotated[str, typer.Argument(help="Name or id of the dataset.")],
+    path: Annotated[Path, typer.Argument(help="File to write.")],
+    format: Annotated[str, typer.Option(help="alpaca, sharegpt, messages, prompt-completion or parquet.")] = "messages",
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Write the live rows of a dataset to a file for other tools."""
+    from storage.exporting import export_rows
+
+    place = open_store(store)
+    written = export_rows(place, place.resolve(dataset), path, format)
+    say(f"{written:,} rows written to {path} as {format}")
+
+
+@browse.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of the server, on loopback.")] = 4200,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Serve the Prefect UI with a card for every dataset in the store, until Ctrl-C."""
+    from flows.ui import serve_ui
+
+    serve_ui(open_store(store), port)
+
+
+@browse.command()
+def doctor(as_json: AsJson = False, store: StoreOption = Path(".thresher")) -> None:
+    """Say what this machine has and what is missing, for a bug report or a first start."""
+    from flows.doctor import examine
+
+    checks = examine(store)
+    if as_json:
+        typer.echo(json.dumps([{"what": c.what, "ok": c.ok, "found": c.found} for c in checks], indent=1))
+    else:
+        for check in checks:
+            typer.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.what}: {check.found}")
+    if not all(c.ok for c in checks):
+        raise typer.Exit(FAILED)
+
+
+def _cell(value: Any, longest: int = 160) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _out(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _tell(found: History) -> None:
+    row = found.row
+    typer.echo(f"row {row['id']}")
+    if found.origin:
+        note = f" ({found.origin['note']})" if found.origin.get("note") else ""
+        typer.echo(f"  from {found.origin['file']}, line {found.origin['line']}{note}")
+    elif row.get("parent_id"):
+        typer.echo(f"  written by {row['method']} in round {row['round']} from row {row['parent_id']}")
+    typer.echo(f"  prompt: {_cell(' '.join(instruction(row['messages']).split()), 400)}")
+    typer.echo(f"  response: {_cell(response(row['messages']))}")
+    for event in found.events:
+        facts = ", ".join(f"{k} {_cell(v)}" for k, v in event.facts.items()) or {
+            "import": "imported",
+            "taken": "stood in the training set",
+            "train": "an adapter was trained on it",
+        }.get(event.step, "")
+        typer.echo(f"  {event.name or event.dataset}: {facts}")
+    for child in found.children:
+        typer.echo(f"  grew: {child}")
