@@ -21,7 +21,7 @@ from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
 __all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
-_VERSIONS = {"local": 2, "sentence-transformers": 1}  # raised when an engine's code comes to answer differently
+_VERSIONS = {"local": 3, "sentence-transformers": 1}  # raised when an engine's code comes to answer differently
 PACKAGED = "all-MiniLM-L6-v2"
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 

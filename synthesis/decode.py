@@ -63,13 +63,10 @@ class _Layer(DynamicLayer):
         self.keys, self.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self.buffers = None
-
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.buffers = None
+        stop = self.get_seq_length()
+        self.buffers = tuple(b[indices] for b in self.buffers)
+        self.keys, self.values = (b[..., :stop, :] for b in self.buffers)
 
 
 def shared_prefix(model: PreTrainedModel, prompts: list[list[int]], last: int = 1) -> Prefix:
@@ -122,36 +119,44 @@ def last_logits(model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], k
 def decode(
     model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], draws: torch.Tensor, how: Sampling
 ) -> list[list[Answer]]:
-    """Answers of each row: `draws` is one number in [0, 1) per row, sample and token, so nothing else is random."""
+    """Answers of each row: `draws` is one number in [0, 1) per row, sample and token, so nothing else is random.
+
+    Samples that have said the same so far are one sequence of the batch; they part where they differ.
+    """
     n = draws.shape[1]
-    draws = draws.reshape(len(rows) * n, -1).to(model.device)
+    draws = draws.flatten(0, 1).to(model.device)
     lengths, mask, positions, ids = _padded(model, prefix, rows)
-    cache = _cache(model, prefix, len(rows), mask.shape[1] + (how.max_tokens if n == 1 else 0))
-    logits = _next(model, ids, mask, positions, cache)
-    mask, positions, logits = (t.repeat_interleave(n, 0) for t in (mask, positions[:, -1:], logits))
-    if n > 1:
-        _widen(cache, n, mask.shape[1] + how.max_tokens)
+    cache = _cache(model, prefix, len(rows), mask.shape[1] + how.max_tokens)
+    logits, positions = _next(model, ids, mask, positions, cache), positions[:, -1:]
     answers = [Answer([], []) for _ in range(len(rows) * n)]
     limits = [min(how.max_tokens, how.context - length) for length in lengths for _ in range(n)]
-    ends, live, done = set(how.ends), list(range(len(answers))), [False] * len(answers)
+    live = list(range(len(answers)))  # answers that go on, and the sequence that each is said by
+    sequence = [i // n for i in live]
     for step in range(how.max_tokens):
-        tokens, logprobs = _pick(logits, draws[live, step], how)
-        for i, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
-            if not done[i]:
-                answers[i].tokens.append(token)
-                answers[i].logprobs.append(logprob)
-                done[i] = token in ends or len(answers[i].tokens) >= limits[i]
-        if all(done[i] for i in live):
+        tokens, logprobs = _pick(logits, sequence, draws[live, step], how)
+        going = []
+        for i, by, token, logprob in zip(live, sequence, tokens.tolist(), logprobs.tolist(), strict=True):
+            answers[i].tokens.append(token)
+            answers[i].logprobs.append(logprob)
+            if token not in how.ends and len(answers[i].tokens) < limits[i]:
+                going.append((i, (by, token)))
+        if not going:
             break
-        stay = [k for k, i in enumerate(live) if not done[i]]
-        if len(stay) <= 0.8 * len(live):  # leaving costs a copy of the cache, so finished answers leave in groups
-            live = [live[k] for k in stay]
-            chosen = torch.tensor(stay, device=model.device)
+        live = [i for i, _ in going]
+        said = list(dict.fromkeys(by_token for _, by_token in going))
+        parents = [by for by, _ in said]
+        if len(set(parents)) == len(parents) > 0.8 * len(logits):  # a copy of the cache costs more than a few idle rows
+            said = sorted([*said, *((by, 0) for by in set(range(len(logits))) - set(parents))])
+        else:
+            chosen = torch.tensor(parents, device=model.device)
             cache.batch_select_indices(chosen)
-            mask, positions, tokens = mask[chosen], positions[chosen], tokens[chosen]
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+            mask, positions = mask[chosen], positions[chosen]
+        place = {by_token: k for k, by_token in enumerate(said)}
+        sequence = [place[by_token] for _, by_token in going]
+        mask = torch.cat([mask, mask.new_ones(len(said), 1)], 1)
         positions = positions + 1
-        logits = _next(model, tokens[:, None], mask, positions, cache)
+        tokens = torch.tensor([[token] for _, token in said], device=model.device)
+        logits = _next(model, tokens, mask, positions, cache)
     return [answers[i : i + n] for i in range(0, len(answers), n)]
 
 
@@ -169,20 +174,24 @@ def _next(
     return out.logits[:, -1].float()
 
 
-def _pick(logits: torch.Tensor, draw: torch.Tensor, how: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next token of each row and its log-probability under the model itself, before temperature and top-p."""
+def _pick(
+    logits: torch.Tensor, sequence: list[int], draw: torch.Tensor, how: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next token of each answer and its log-probability under the model itself, before temperature and top-p."""
+    rows = torch.tensor(sequence, device=logits.device)
     logprobs = logits.log_softmax(-1)
     if how.temperature == 0:
-        tokens = logits.argmax(-1)
+        tokens = logits.argmax(-1)[rows]
     else:
         odds = (logits / how.temperature).softmax(-1)
         if how.top_p < 1:
             ranked, order = odds.sort(dim=-1, descending=True, stable=True)
             beyond = ranked.cumsum(-1) - ranked >= how.top_p
             odds = odds.scatter(1, order, ranked.masked_fill(beyond, 0.0))
-        total = odds.cumsum(-1)
-        tokens = (total <= draw[:, None] * total[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        total = odds.cumsum(-1)[rows]
+        tokens = torch.searchsorted(total, draw[:, None] * total[:, -1:], right=True)[:, 0]
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, logprobs[rows, tokens]
 
 
 def _padded(
@@ -204,13 +213,6 @@ def _cache(model: PreTrainedModel, prefix: Prefix, batch: int, slots: int) -> Ca
     for layer, (keys, values) in zip(layers, prefix.layers, strict=False):
         layer.begin_with(keys, values, batch)
     return Cache(layers=layers)
-
-
-def _widen(cache: Cache, n: int, slots: int) -> None:
-    cache.batch_repeat_interleave(n)
-    for layer in cache.layers:
-        if isinstance(layer, _Layer):
-            layer.slots = slots
 
 
 def _only_full_attention(model: PreTrainedModel) -> bool:

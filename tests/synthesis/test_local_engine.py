@@ -96,6 +96,19 @@ def test_samples_do_not_depend_on_how_they_are_batched(tiny_model, engine):
     assert texts(small.generate(PROMPTS, **draw)) == texts(engine.generate(PROMPTS, **draw))
 
 
+def test_samples_that_say_the_same_are_read_once(tiny_model):
+    engine = LocalEngine(tiny_model, device="cpu", batch_tokens=10**6)
+    read = []
+    engine._base.model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(given[0].numel()))
+    draw = {"max_tokens": 6, "temperature": 1.0}
+    one = engine.generate(PROMPTS, top_p=1e-6, **draw)
+    for_one = sum(read)
+    assert texts(engine.generate(PROMPTS, top_p=1e-6, n=5, **draw)) == [5 * said for said in texts(one)]
+    assert sum(read) == 2 * for_one
+    engine.generate(PROMPTS, n=5, **draw)  # these part
+    assert sum(read) > 3.2 * for_one
+
+
 def test_samples_follow_the_models_own_odds(engine, plain):
     model, tokenizer = plain
     draws = engine.generate([ask("x")], max_tokens=1, n=4000, temperature=1.0)[0]
