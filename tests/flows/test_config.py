@@ -21,8 +21,10 @@ def test_defaults_and_the_name_of_the_folder(tmp_path):
     assert (config.name, config.budget.rows, config.seeds) == (tmp_path.name, 700, [0])
 
 
-def test_the_shipped_example_loads():
-    assert load(Path(__file__).parents[2] / "examples/snips/loop.yaml").choose.step == "kmeans-quality"
+@pytest.mark.parametrize("name", ["snips", "clinc15"])
+def test_the_shipped_examples_load(name):
+    config = load(Path(__file__).parents[2] / "examples" / name / "loop.yaml")
+    assert (config.name, config.choose.step) == (name, "kmeans-quality")
 
 
 def test_set_reaches_into_lists_and_budgets(tmp_path):

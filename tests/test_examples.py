@@ -1,0 +1,123 @@
+"""The pools that the repository carries hold what their READMEs say."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from curation.shingles import normalised
+from examples.make import RECIPES
+from training.nano.labels import HELD_OUT_INTENTS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GIANT = 100_000  # characters: no request is as long
+BROKEN = {"truncated": 12, "empty answer": 9, "missing field": 9, "giant": 1}
+# Pool lines that ask what a test row asks: in SNIPS 20 requests and a copy of one of them.
+COUNTS = {
+    "snips": {"usable": 2769, "latin-1": 8, "as in test": 21},
+    "clinc15": {"usable": 1825, "latin-1": 0, "as in test": 1},
+}
+
+Line = dict[str, str]
+
+
+def read(name: str, file: str) -> list[Line]:
+    return [json.loads(line) for line in (EXAMPLES / name / file).read_text().splitlines()]
+
+
+def pool(name: str) -> tuple[dict[int, Line], Counter[str]]:
+    """The usable lines by number, and how many are broken in which way."""
+    usable, odd = {}, Counter()
+    for number, raw in enumerate((EXAMPLES / name / "raw.jsonl").read_bytes().splitlines(), 1):
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+            odd["latin-1"] += 1
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            odd["truncated"] += 1
+            continue
+        if "output" not in line:
+            odd["missing field"] += 1
+        elif not (line["output"] or "").strip():
+            odd["empty answer"] += 1
+        elif len(line["input"]) > GIANT:
+            odd["giant"] += 1
+        else:
+            usable[number] = line
+    return usable, odd
+
+
+def asked(lines: list[Line]) -> list[str]:
+    return (
+        pl.DataFrame({"input": [line["input"] for line in lines]})
+        .select(normalised(pl.col("input")))["input"]
+        .to_list()
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_files_hold_as_many_lines_as_the_readme_says(name):
+    told = re.findall(r"^\| `(\w+\.jsonl)` \| ([\d,]+) \|", (EXAMPLES / name / "README.md").read_text(), re.MULTILINE)
+    assert {file for file, _ in told} == {"raw.jsonl", "test.jsonl", "spoilt.jsonl"}
+    for file, number in told:
+        assert len((EXAMPLES / name / file).read_bytes().splitlines()) == int(number.replace(",", "")), file
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_lines_are_broken_as_the_readme_says(name):
+    usable, odd = pool(name)
+    assert len(usable) == COUNTS[name]["usable"]
+    assert odd == Counter(BROKEN | {"latin-1": COUNTS[name]["latin-1"]})
+    told = " ".join((EXAMPLES / name / "README.md").read_text().split())
+    assert "12 cut off in the middle, 9 with an empty answer, 9 without one, and one with 200,000 characters" in told
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_spoilt_lines_are_those_of_the_pool_with_another_label(name):
+    usable, _ = pool(name)
+    labels = set(RECIPES[name].labels.values())
+    for line in read(name, "spoilt.jsonl"):
+        assert usable[line["line"]]["output"] == line["given"] != line["true"]
+        assert {line["given"], line["true"]} <= labels
+    # 35 % of the lines that are no copies, and whatever was copied of them
+    assert len(read(name, "spoilt.jsonl")) / len(usable) == pytest.approx(0.35, abs=0.005)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_request_is_in_pool_and_test_but_those_the_readme_names(name):
+    held = set(asked(read(name, "test.jsonl")))
+    usable, _ = pool(name)
+    assert sum(text in held for text in asked(list(usable.values()))) == COUNTS[name]["as in test"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_line_carries_the_instruction_and_a_label_of_the_recipe(name):
+    usable, _ = pool(name)
+    for line in [*usable.values(), *read(name, "test.jsonl")]:
+        assert line["instruction"] == RECIPES[name].instruction
+        assert line["output"] in RECIPES[name].labels.values()
+
+
+def test_clinc15_is_the_intents_that_the_embedded_model_was_not_given():
+    names = {intent.replace("_", " ") for intent in HELD_OUT_INTENTS}
+    assert Counter(line["output"] for line in read("clinc15", "test.jsonl")) == Counter(dict.fromkeys(names, 30))
+    usable, _ = pool("clinc15")
+    true = {line["line"]: line["true"] for line in read("clinc15", "spoilt.jsonl")}
+    assert {true.get(number, line["output"]) for number, line in usable.items()} == names
+
+
+def test_copies_of_clinc15_keep_the_answer_of_their_original():
+    usable, _ = pool("clinc15")
+    answers: dict[str, list[str]] = {}
+    for line, text in zip(usable.values(), asked(list(usable.values())), strict=True):
+        answers.setdefault(text, []).append(line["output"])
+    copied = [found for found in answers.values() if len(found) > 1]
+    # 28 of the 56 are exact and 14 differ in case or punctuation; "please" and "now" make another text
+    assert sum(map(len, copied)) - len(copied) == 42
+    assert all(len(set(found)) == 1 for found in copied)
