@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import Field
 from sklearn.cluster import KMeans
 
+from curation.choice import ChoiceConfig, for_training
 from curation.draw import largest_remainder, uniform
 from curation.step import StepConfig, StepError, step
 
@@ -28,10 +29,7 @@ class Cluster(StepConfig):
     """Seed of the k-means++ starts."""
 
 
-class QualityDraw(StepConfig):
-    rows: int = Field(700, ge=1)
-    """How many rows are taken in all."""
-
+class QualityDraw(ChoiceConfig):
     quality: str = "clear_confidence"
     """Column that says how good a row is; higher is drawn more often."""
 
@@ -41,11 +39,8 @@ class QualityDraw(StepConfig):
     round: int = Field(0, ge=0)
     """Turn of the loop, written into the choice and mixed into the draw."""
 
-    seed: int = 0
-    """Another seed, another draw."""
-
     def columns(self) -> tuple[str, ...]:
-        return (self.quality, "split")
+        return (self.quality, *super().columns())
 
 
 class Reweight(StepConfig):
@@ -85,7 +80,7 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
         raise StepError(
             f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
         )
-    pool = rows.filter(pl.col("split") == "train") if "split" in rows.columns else rows
+    pool = for_training(rows)
     pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_not_nan())  # null neither: such a row is not drawn
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len(), weight=pl.col("diversity_share").first())
     sizes = sizes.sort("diversity_cluster")

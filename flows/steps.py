@@ -8,6 +8,7 @@ from curation import (  # noqa: F401
     evaluate,
     heldout,
     instructmining,
+    longest,
     perplexity,
     random_choice,
     split,
