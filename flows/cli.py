@@ -15,6 +15,7 @@ from flows import steps  # noqa: F401  registers every step
 from flows.assemble import taken
 from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
+from flows.compare_config import ablation, load_comparison
 from flows.config import ConfigError, load, settings, train_settings
 from flows.engines import EngineError, EngineSpec, leases
 from flows.models import EMBEDDER, check_models, instruct_adapter
@@ -86,6 +87,41 @@ def run(
         say(f"{rejected[name]} rows of {name} were rejected on import: `thresher show {name} --rejects`")
     if any(rejected.values()):
         raise typer.Exit(REJECTED)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as examples/snips/compare.yaml; or results (.json).")],
+    set_: Annotated[list[str], typer.Option("--set", help="key=value, with dots: seeds=[0,1,2]")] = [],  # noqa: B006
+    ablate: Annotated[bool, typer.Option("--ablate", help="CONFIG is a run's: leave out each of its stages.")] = False,
+    write: Annotated[list[Path], typer.Option(help="Also write the page to this .md, .html or .json file.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Compare ways to choose rows: same budget, model, steps and held-out rows; with intervals and what each one cost.
+
+    Given the results of an earlier comparison (.json), makes its page again and computes nothing.
+    """
+    from flows import page
+
+    if config.suffix == ".json":
+        results = page.read_results(config)
+    else:
+        wanted = ablation(config, set_) if ablate else load_comparison(config, set_)
+        place = open_store(store)
+        check_models(wanted, place)
+        from flows.server import serving
+
+        with serving(place.root):
+            from flows.compare import compare as compare_flow
+
+            results = compare_flow(wanted, config.resolve().parent, place.root)
+    said = page.answer(results)
+    for path in write:
+        page.write(path, results)
+    typer.echo(json.dumps(said, indent=1) if as_json else page.terminal(results, said))
+    if any(cell["failed"] for cell in results["cells"]):
+        raise typer.Exit(FAILED)
 
 
 def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **typed: Any) -> None:

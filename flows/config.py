@@ -50,6 +50,9 @@ class Budget(Strict):
     rows: int = Field(700, ge=1)
     """Rows that each round's choice has."""
 
+    tokens: int | None = Field(None, ge=1)
+    """In the place of rows: tokens that each round's choice may hold."""
+
     rounds: int = Field(3, ge=1, le=50)
     """Most turns of the loop."""
 
@@ -68,7 +71,9 @@ class RoleModel(Strict):
     """Folder of a PEFT adapter; `last-student` is the adapter of the round before, from the second round on."""
 
 
-class LoopConfig(Strict):
+class Given(Strict):
+    """What a run and a comparison are given alike: data, model, and how it is trained and tested."""
+
     name: str
     """Name of the run: the datasets of it are named after it."""
 
@@ -87,10 +92,21 @@ class LoopConfig(Strict):
     roles: dict[str, RoleModel] = Field(default_factory=dict)
     """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""
 
-    budget: Budget = Budget()
     validation: float = Field(0.05, gt=0, lt=0.5)
     """Share of the pool that is kept for decisions and never trained on."""
 
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the trainer other than its number of steps and its seed."""
+
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the `evaluate` step."""
+
+    seeds: list[int] = Field([0], min_length=1)
+    """One whole loop, or one training of every arm, for each."""
+
+
+class LoopConfig(Given):
+    budget: Budget = Budget()
     score: list[Use] = Field(default_factory=list)
     """Steps that score and mark the pool, in order, each round."""
 
@@ -100,21 +116,19 @@ class LoopConfig(Strict):
     feedback: list[Use] = Field(default_factory=list)
     """Steps by which a round's results change the next."""
 
-    train: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the trainer other than its number of steps and its seed."""
-
-    evaluate: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the `evaluate` step."""
-
     baselines: bool = True
     """Also train on a random choice of the same size and on the full pool."""
 
-    seeds: list[int] = Field([0], min_length=1)
-    """One whole loop for each."""
-
 
 def load(path: Path, changes: list[str] = ()) -> LoopConfig:
-    """Read a config file; `changes` are `key=value` with dots, such as `budget.rounds=2`."""
+    """Read the config of a run; `changes` are `key=value` with dots, such as `budget.rounds=2`."""
+    config = read(path, changes, LoopConfig)
+    check_given(path, config)
+    check_steps(path, config)
+    return config
+
+
+def read(path: Path, changes: list[str], kind: type[Given]) -> Any:
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -122,7 +136,7 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as why:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(why).split())}") from None
     if not isinstance(said, dict):
-        raise ConfigError(f"{path} holds no keys; see examples/snips/loop.yaml for one that works")
+        raise ConfigError(f"{path} holds no keys; see examples/snips for one that works")
     said.setdefault("name", path.resolve().parent.name)
     for change in changes:
         try:
@@ -130,22 +144,12 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
         except (ValueError, IndexError, yaml.YAMLError) as why:
             raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
     try:
-        config = LoopConfig.model_validate(said)
+        return kind.model_validate(said)
     except ValidationError as wrong:
-        raise ConfigError(f"{path}: {explain(wrong, LoopConfig)}") from None
-    for key, kinds, uses in (
-        ("score", ("score", "filter"), config.score),
-        ("choose", ("select",), [config.choose]),
-        ("feedback", ("make", "table"), config.feedback),
-    ):
-        for use in uses:
-            use.config()
-            if (kind := find_step(use.step).kind) not in kinds:
-                raise ConfigError(
-                    f"{path}: {key}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
-                )
-    if decided := {"rows", "round", "seed"} & set(config.choose.with_):
-        raise ConfigError(f"{path}: choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike")
+        raise ConfigError(f"{path}: {explain(wrong, kind)}") from None
+
+
+def check_given(path: Path, config: Given) -> None:
     if decided := {"optimizer_steps", "seed"} & set(config.train):
         raise ConfigError(f"{path}: train: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike")
     train_settings(config.train)
@@ -153,7 +157,25 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
     for key in ("pool", "heldout", "spoilt"):
         if (file := getattr(config, key)) and not (path.parent / file).is_file():
             raise ConfigError(f"{path}: {key}: there is no file {path.parent / file}")
-    return config
+
+
+def check_steps(path: Path, said: Any, where: str = "") -> None:
+    """Every step of a run or an arm is there, with settings that it has, in a place where its kind belongs."""
+    for key, kinds, uses in (
+        ("score", ("score", "filter"), said.score),
+        ("choose", ("select",), [said.choose]),
+        ("feedback", ("make", "table"), said.feedback),
+    ):
+        for use in uses:
+            use.config()
+            if (kind := find_step(use.step).kind) not in kinds:
+                raise ConfigError(
+                    f"{path}: {where}{key}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
+                )
+    if decided := {"rows", "round", "seed"} & set(said.choose.with_):
+        raise ConfigError(
+            f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
+        )
 
 
 def settings(step: str, said: dict[str, Any]) -> StepConfig:
@@ -173,11 +195,13 @@ def train_settings(said: Mapping[str, Any]) -> TrainConfig:
 
 def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one line, with what could have been meant."""
-    first = wrong.errors()[0]
+    told = wrong.errors()
+    first = next(
+        (e for e in told if e["type"] == "extra_forbidden"), told[0]
+    )  # a misspelt key also lacks the right one
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        nested = [Budget, RoleModel, Use] if model is LoopConfig else []
-        known = sorted({name for kind in (model, *nested) for name in kind.model_fields})
+        known = sorted({name for kind in (model, *Strict.__subclasses__()) for name in kind.model_fields})
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(model.model_fields)}"
         return f"unknown key {where!r}{hint}"

@@ -66,17 +66,18 @@ def identity(spec: EngineSpec) -> str:
 def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None) -> Lease:
     """The engines of a step by role. They stay loaded for the next step; `release` frees them."""
     identities = {role: identity(spec) for role, spec in specs.items()}
+    spent: dict[str, int] = {}
 
     @contextmanager
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
         yield {
-            role: Remembered(engine, store, progress=progress) if specs[role].kind == "local" else engine
+            role: Remembered(engine, store, progress=progress, spent=spent) if specs[role].kind == "local" else engine
             for role, engine in engines.items()
         }
 
-    return Lease(identities, open_)
+    return Lease(identities, open_, spent)
 
 
 def release() -> None:

@@ -8,6 +8,7 @@ from prefect import flow
 
 from curation.step import find_step
 from flows import assemble, report
+from flows.budget import rows_within
 from flows.config import LoopConfig, Use
 from flows.engines import EngineSpec
 from flows.models import role_models
@@ -27,19 +28,24 @@ def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
 
 
 def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
-    """Rounds of score, choose, train, evaluate and feedback, then the baselines at the same optimiser steps."""
+    """The rounds of a seed, and the baselines at the same optimiser steps."""
+    rounds = go_round(config, root, seed, pool, heldout)
+    return _compare(Turn(config, root, seed, 0), pool, heldout, rounds)
+
+
+def go_round(
+    config: LoopConfig, root: Path, seed: int, pool: str, heldout: str, test: bool = True, label: str = ""
+) -> list[report.Round]:
+    """Rounds of score, choose, train, evaluate and feedback; `test` them on the held-out set."""
     store = Store(root)
-    weights, student, guarded, rounds, grown = None, None, None, [], []
+    weights, student, rounds, grown = None, None, [], []
     for number in range(1, config.budget.rounds + 1):
-        turn = Turn(config, root, seed, number, student)
-        rows = turn.guard(assemble.together(store, [pool, *grown]), heldout)
-        guarded = guarded or rows
-        for use in config.score:
-            rows = turn.apply(use, rows)
-        choice = turn.apply(config.choose, rows, weights=weights)
-        chosen = turn.keep("chosen", assemble.taken(store, rows, choice))
+        turn = Turn(config, root, seed, number, student, label)
+        guarded = turn.guard(assemble.together(store, [pool, *grown]), heldout)
+        rows = turn.score(guarded)
+        choice, chosen = turn.choose(rows, weights)
         student = turn.train("train", chosen, heldout)
-        tested = turn.evaluate("evaluate held-out", heldout, student)
+        tested = turn.evaluate("evaluate held-out", heldout, student) if test else None
         results, validated, new = None, None, []
         if number < config.budget.rounds:  # what feeds a round that never comes is not made
             validation = assemble.where(store, rows, "split", "validation")
@@ -50,20 +56,20 @@ def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str)
             weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
             new = [d for d in made if store.manifest(d).kind == "rows"]
             grown += new
-        rounds.append(report.Round(rows, choice, chosen, student, tested, results, validated, new))
+        rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
             say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
             break
-    return _compare(Turn(config, root, seed, 0, None), pool, guarded, heldout, rounds)
+    return rounds
 
 
-def _compare(turn: "Turn", pool: str, guarded: str, heldout: str, rounds: list[report.Round]) -> report.SeedRun:
+def _compare(turn: "Turn", pool: str, heldout: str, rounds: list[report.Round]) -> report.SeedRun:
     """The arms of the report: the untuned model, a random choice and the full pool, and the rounds."""
-    store = turn.store
+    store, guarded = turn.store, rounds[0].guarded
     arms = {"untuned": turn.evaluate("evaluate untuned", heldout, None)}
     adapters, random = [], None
     if turn.config.baselines:
-        everything = Turn(turn.config, turn.root, 0, 0, None)
+        everything = Turn(turn.config, turn.root, 0, 0)
         same = {"rows": store.manifest(rounds[-1].choice).counts["taken"]}  # the loop's, which may be under the budget
         random = turn.apply(Use(step="random", **{"with": same}), guarded)
         full = everything.apply(Use(step="random", **{"with": {"rows": 10**9}}), guarded, name="full")
@@ -84,7 +90,8 @@ class Turn:
     root: Path
     seed: int
     number: int
-    student: str | None  # adapter of the turn before
+    student: str | None = None  # adapter of the turn before
+    label: str = ""  # said before what is done
 
     @property
     def store(self) -> Store:
@@ -95,9 +102,24 @@ class Turn:
         rows = self.apply(Use(step="heldout-overlap"), rows, heldout=heldout)
         return self.apply(Use(step="split", **{"with": {"share": self.config.validation}}), rows)
 
+    def score(self, rows: str) -> str:
+        for use in self.config.score:
+            rows = self.apply(use, rows)
+        return rows
+
+    def choose(self, rows: str, weights: str | None = None) -> tuple[str, str]:
+        """The choice, and the rows that it took."""
+        use, tokens = self.config.choose, self.config.budget.tokens
+        if tokens:
+            counted = self.apply(Use(step="tokens"), rows)
+            within = rows_within(self.store, use, counted, tokens, weights, **self._drawn())
+            use = use.model_copy(update={"with_": use.with_ | {"rows": within}})
+        choice = self.apply(use, rows, weights=weights)
+        return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
+
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
         """Run a step. What it chooses or makes depends on the round and the seed; scores are the same for all seeds."""
-        limits = {"round": self.number, "seed": self.seed} if find_step(use.step).kind in ("select", "make") else {}
+        limits = self._drawn() if find_step(use.step).kind in ("select", "make") else {}
         if find_step(use.step).kind == "select":
             limits["rows"] = self.config.budget.rows
         settings = use.config(**limits)
@@ -120,8 +142,11 @@ class Turn:
         self.store.name(self._name(what), dataset)
         return dataset
 
+    def _drawn(self) -> dict[str, int]:
+        return {"round": self.number, "seed": self.seed}
+
     def _label(self, what: str) -> str:
-        seed = f"seed {self.seed}, " if len(self.config.seeds) > 1 else ""
+        seed = self.label or (f"seed {self.seed}, " if len(self.config.seeds) > 1 else "")
         return f"{seed}round {self.number}: {what}" if self.number else f"{seed}baseline: {what}"
 
     def _name(self, what: str) -> str:

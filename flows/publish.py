@@ -1,4 +1,4 @@
-"""The report of a run: on the terminal, as a file beside the store's datasets, and as a Prefect artifact."""
+"""What runs and comparisons found: files beside the store's datasets, Prefect artifacts, and text for the terminal."""
 
 import io
 import json
@@ -10,8 +10,9 @@ from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows import cards, report
+from flows import cards, page, report
 from flows.config import LoopConfig
+from flows.progress import say
 from storage.store import Store
 
 
@@ -22,6 +23,18 @@ class Published:
     as_json: dict[str, Any]
     path: Path
     url: str
+
+
+def publish_comparison(results: dict[str, Any], store: Store) -> None:
+    """Write `<store>/reports/<name>` as .json, .md and .html, and the artifact `compare-<name>`."""
+    folder = store.root / "reports"
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{results['name']}{suffix}" for suffix in (".md", ".html", ".json")]
+    for path in paths:
+        page.write(path, results)
+    key = f"compare-{cards.safe_key(results['name'])}"
+    create_markdown_artifact(paths[0].read_text(encoding="utf-8"), key=key)
+    say(f"page: {paths[1]} and {cards.page_url(f'artifacts/key/{key}')}; results: {paths[2]}")
 
 
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:

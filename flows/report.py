@@ -8,18 +8,19 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from flows import svg
-from storage.store import Store
+from storage.store import Manifest, Store
 
 REPEATS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
+    guarded: str
     scored: str
     choice: str
     chosen: str
     adapter: str
-    heldout: str
+    heldout: str | None
     results: str | None  # on the choice and on validation, which feed the next round; the last has none
     validation: str | None
     grown: list[str]
@@ -81,9 +82,9 @@ def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
     wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt)))
     out = []
     if run.random_choice:
-        out.append({"choice": "random", **_taken_share(store, run.guarded, run.random_choice, wrong)})
+        out.append({"choice": "random", **taken_share(store, run.guarded, run.random_choice, wrong)})
     for number, round_ in enumerate(run.rounds, 1):
-        told = {"choice": f"round {number}", **_taken_share(store, round_.scored, round_.choice, wrong)}
+        told = {"choice": f"round {number}", **taken_share(store, round_.scored, round_.choice, wrong)}
         out.append(told)
         rows = store.read(round_.scored, ["id", "drop_reason", "clear_confidence"]).join(wrong, on="id")
         if "clear_confidence" not in rows.columns:
@@ -117,19 +118,23 @@ def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
 
 def seconds(store: Store, runs: list[SeedRun]) -> list[tuple[str, float]]:
     """Seconds that each stage took when it was computed, over all rounds and seeds."""
-    seen: dict[str, str] = {}
-    stack = [d for run in runs for r in run.rounds for d in (r.choice, *r.grown, *([r.results] if r.results else []))]
-    stack += [d for run in runs for d in (*run.arms.values(), *run.adapters)]
-    while stack:
-        dataset = stack.pop()
-        if dataset not in seen:
-            made = store.manifest(dataset)
-            seen[dataset] = made.step
-            stack += list(made.inputs.values())
+    ends = [d for run in runs for r in run.rounds for d in (r.choice, *r.grown, *([r.results] if r.results else []))]
+    ends += [d for run in runs for d in (*run.arms.values(), *run.adapters)]
     out: dict[str, float] = {}
-    for dataset, step in seen.items():
-        out[step] = out.get(step, 0.0) + float(store.run_facts(dataset).get("seconds", 0.0))
+    for made in lineage(store, ends):
+        out[made.step] = out.get(made.step, 0.0) + float(store.run_facts(made.id).get("seconds", 0.0))
     return sorted(((k, round(v, 1)) for k, v in out.items() if v >= 0.05), key=lambda kv: -kv[1])
+
+
+def lineage(store: Store, ends: list[str]) -> list[Manifest]:
+    """These datasets and all that they were made of, each once."""
+    seen: dict[str, Manifest] = {}
+    stack = list(ends)
+    while stack:
+        if (dataset := stack.pop()) not in seen:
+            seen[dataset] = store.manifest(dataset)
+            stack += list(seen[dataset].inputs.values())
+    return list(seen.values())
 
 
 def sentence(found: list[Arm], rows: int, seeds: int) -> str:
@@ -206,7 +211,7 @@ def _spoilt_table(said: dict[str, Any]) -> list[str]:
     return [*out, ""]
 
 
-def _taken_share(store: Store, rows: str, choice: str, wrong: pl.DataFrame) -> dict:
+def taken_share(store: Store, rows: str, choice: str, wrong: pl.DataFrame) -> dict:
     """Share of spoilt rows among those taken; a grown row has its parent's answer, and is as wrong."""
     parents = store.read(rows, ["id", "parent_id"])
     took = store.read(choice, ["id", "taken"]).filter("taken").join(parents, on="id")

@@ -6,7 +6,7 @@ sampled answer is made twice.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
@@ -26,6 +26,7 @@ class Remembered:
     store: Store
     batch: int = 256
     progress: Progress = lambda done, total: None
+    spent: dict[str, int] = field(default_factory=dict)  # requests and generated tokens, those read from the store too
 
     @property
     def identity(self) -> str:
@@ -48,6 +49,7 @@ class Remembered:
             return how | drawn, lambda: self.engine.generate(some, **how, **drawn)
 
         found = self._in_batches("generate", prompts, ask)
+        self._spend("generated_tokens", sum(len(c["logprobs"]) for answers in found for c in answers))
         return [[Completion(c["text"], tuple(c["logprobs"]), c["error"]) for c in answers] for answers in found]
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
@@ -76,7 +78,11 @@ class Remembered:
                 part = self.store.put_part(key, pl.DataFrame({"response": responses}, schema={"response": pl.String}))
             out += [json.loads(r) for r in self.store.read_shard((part,))["response"]]
             self.progress(len(out), len(asked))
+        self._spend("requests", len(asked))
         return out
+
+    def _spend(self, what: str, amount: int) -> None:
+        self.spent[what] = self.spent.get(what, 0) + amount
 
 
 def _seed(seed: int, start: int) -> int:

@@ -22,6 +22,7 @@ class Lease:
 
     identities: Mapping[str, str] = field(default_factory=dict)
     open: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
+    spent: Mapping[str, int] = field(default_factory=dict)  # what was asked of the engines so far
 
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -108,8 +109,11 @@ def _run_shards(
                 frames = [store.read_shard(read[i]) for i in group]
                 given = pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
                 others = {name: store.read(dataset) for name, dataset in tables.items()}
+                began, before = time.monotonic(), dict(lease.spent)
                 result = step(given, config, engines() if step.roles else {}, others)
                 parts = _put(store, step, result, [f.height for f in frames], group_keys)
+                spent = {what: amount - before.get(what, 0) for what, amount in lease.spent.items()}
+                store.note_part(parts[0], seconds=round(time.monotonic() - began, 3), **spent)
             done += sum(shard_rows[i] for i in group)
             progress(done, total)
             out.update(zip(group or [0], parts, strict=False))

@@ -12,5 +12,6 @@ from curation import (  # noqa: F401
     perplexity,
     random_choice,
     split,
+    tokens,
 )
 from synthesis import llm2llm  # noqa: F401

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,6 +11,7 @@ FAINT = "#9aa0ab"
 FILL = "#5b8def"
 FILL_SOFT = "#4a6fb3"
 MARK = "#d9534f"
+LINES = ("#5b8def", "#d9534f", "#2f9e6e", "#b07cc6", "#d58a1f", "#3aa5b8", "#9a7b4f", "#7b7f87")
 _FONT = "font-family='system-ui,sans-serif' font-size='12'"
 _UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # one of these and no browser draws
 
@@ -93,6 +95,37 @@ def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "")
         body.append(_text(width - right + 8, y + 15, short(mean)))
     body.append(_line(place(0.0), top - 4, place(0.0), top + len(items) * row, FAINT))
     return _svg(width, top + len(items) * row + 6, "".join(body))
+
+
+def bands(lines: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str = "", x_name: str = "") -> str:
+    """A line with its interval as a band for each name: points of (x, mean, low, high), x in powers of two."""
+    width, height, left, right, top, bottom = 640, 300, 52, 150, 34, 34
+    points = [p for line in lines.values() for p in line if all(_drawable(v) for v in p) and p[0] > 0]
+    if not points:
+        return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
+    x0, x1 = _range([math.log2(x) for x, *_ in points])
+    y0, y1 = _range([v for _, *values in points for v in values])
+    wide, tall = width - left - right, height - top - bottom
+
+    def at(x: float, y: float) -> str:
+        return f"{left + wide * (math.log2(x) - x0) / (x1 - x0):.1f},{top + tall * (y1 - y) / (y1 - y0):.1f}"
+
+    body = [_text(10, 18, title, bold=True), _line(left, top + tall, width - right, top + tall, FAINT)]
+    for y in (y0, y1):
+        body.append(_text(left - 6, top + tall * (y1 - y) / (y1 - y0) + 4, short(y), "end"))
+    for x in sorted({x for x, *_ in points}):
+        body.append(_text(float(at(x, y0).split(",")[0]), height - 16, short(x), "middle"))
+    body.append(_text(left + wide / 2, height - 2, x_name, "middle"))
+    for i, (name, line) in enumerate(lines.items()):
+        colour, line = LINES[i % len(LINES)], sorted(line)
+        outline = [at(x, high) for x, _, _, high in line] + [at(x, low) for x, _, low, _ in reversed(line)]
+        body.append(f"<polygon points='{' '.join(outline)}' fill='{colour}' fill-opacity='0.12'/>")
+        path = " ".join(at(x, mean) for x, mean, *_ in line)
+        body.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
+        body += [_dot(at(x, mean), colour) for x, mean, *_ in line]
+        body += [_rect(width - right + 14, top + 18 * i, 10, 10, colour)]
+        body.append(_text(width - right + 30, top + 18 * i + 10, cut(name, 18)))
+    return _svg(width, max(height, top + 18 * len(lines) + 6), "".join(body))
 
 
 def lineage(nodes: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]], current: str | None = None) -> str:
@@ -179,6 +212,11 @@ def _text(x: float, y: float, text: str, anchor: str = "start", fill: str = TEXT
 
 def _rect(x: float, y: float, width: float, height: float, fill: str, round_: int = 1) -> str:
     return f"<rect x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' rx='{round_}' fill='{fill}'/>"
+
+
+def _dot(at: str, fill: str) -> str:
+    x, y = at.split(",")
+    return f"<circle cx='{x}' cy='{y}' r='3' fill='{fill}'/>"
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, stroke: str, width: int = 1, dash: bool = False) -> str:

@@ -179,6 +179,16 @@ class Store:
     def files(self, dataset: str) -> Path:
         return self.folder(dataset) / "files"
 
+    def note_part(self, part: Part, **facts: Any) -> None:
+        """What making a part cost; beside it, so that its bytes repeat."""
+        temporary = self._temporary()
+        temporary.write_text(json.dumps(facts))
+        self._link_if_absent(temporary, (self.root / part.file).with_suffix(".json"))
+
+    def part_facts(self, part: Part) -> dict[str, Any]:
+        path = (self.root / part.file).with_suffix(".json")
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def note_run(self, dataset: str, **facts: Any) -> None:
         """What a run took and where it ran; kept apart, so that manifests repeat."""
         temporary = self._temporary()

@@ -42,7 +42,7 @@ def runs(tmp_path):
             name: evaluation(store, f"{name}{seed}", [i < right for i in range(100)])
             for name, right in (("untuned", 10), ("random", 70 + seed), ("round 1", 90 + seed))
         }
-        round_ = report.Round("scored", "choice", "pool", "pool", arms["round 1"], "scored", "scored", [])
+        round_ = report.Round("pool", "scored", "choice", "pool", "pool", arms["round 1"], "scored", "scored", [])
         made.append(report.SeedRun(seed, "pool", "pool", arms, "choice", [round_], []))
     return store, made
 
@@ -78,7 +78,7 @@ def test_a_grown_row_is_as_wrong_as_its_parent(tmp_path):
     took = pl.DataFrame({"id": ["r0", "r2"], "taken": [True, True], "why": "x", "weight": 1.0, "round": 2})
     sealed(store, "taking", took, CHOICE, "choice")
     wrong = pl.DataFrame({"id": ["r0", "r1"], "spoilt": [False, True]})
-    assert report._taken_share(store, "rows", "taking", wrong) == {"spoilt": 0.5, "grown": 1}
+    assert report.taken_share(store, "rows", "taking", wrong) == {"spoilt": 0.5, "grown": 1}
 
 
 def test_auroc_of_ties_is_a_half(runs):

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,6 +197,23 @@ def test_an_engine_is_opened_once_and_only_if_a_part_is_missing(tmp_path):
     assert opened == ["open", "closed"]
     assert run_step(store, ask, Times(), source, lease=lease("another")) != made
     assert len(opened) == 4
+
+
+def test_what_a_part_cost_stays_with_the_part(tmp_path):
+    store, spent = Store(tmp_path), {"requests": 7}
+
+    def asked(rows, cfg):
+        spent["requests"] += rows.height
+        return measure.fn(rows, cfg)
+
+    costly = dataclasses.replace(measure, fn=asked)
+    lease = Lease(spent=spent)
+    first = run_step(store, costly, Times(), pool(store, 1, 2, 3, 4), lease=lease)
+    grown = run_step(store, costly, Times(), pool(store, 1, 2, 3, 4, 5), lease=lease)
+    for dataset, requests in ((first, [2, 2]), (grown, [2, 2, 1])):
+        own = [shard[-1] for shard in store.manifest(dataset).shards]
+        assert [store.part_facts(part)["requests"] for part in own] == requests
+        assert all(store.part_facts(part)["seconds"] >= 0 for part in own)
 
 
 def test_new_rows_are_a_dataset_of_their_own(tmp_path):

@@ -1,0 +1,201 @@
+"""Compare choices: every arm trains on rows of its own, alike in all else, and is tested on the same held-out rows."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from prefect import flow
+
+from curation.step import StepError
+from flows import report
+from flows.compare_config import ALWAYS, CompareConfig
+from flows.config import ConfigError, LoopConfig
+from flows.engines import EngineError
+from flows.loop import Turn, go_round
+from flows.progress import say
+from flows.publish import known_spoilt, publish_comparison
+from flows.tasks import bring_in
+from storage.store import Store, StoreError
+
+COSTS = ("seconds", "requests", "generated_tokens")
+EVERYTHING = 10**9  # more rows than a pool has
+
+
+@dataclass(slots=True)
+class Cell:
+    """One arm at one budget with one seed, as far as it has come; or why it went no further."""
+
+    arm: str
+    size: int | None  # rows or tokens; None is all there are
+    seed: int
+    loop: LoopConfig
+    rows: str = ""
+    choice: str = ""
+    chosen: str = ""
+    adapter: str = ""
+    tested: str = ""
+    earlier: tuple[str, ...] = ()  # datasets of earlier rounds that the choice cost
+    failed: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}{f' {self.size:,}' if self.size else ''}, seed {self.seed}, "
+
+    def turn(self, root: Path) -> Turn:
+        return Turn(self.loop, root, self.seed, 1, None, self.label)
+
+
+@flow(name="compare", persist_result=False)
+def compare(config: CompareConfig, folder: Path, root: Path) -> dict[str, Any]:
+    """Choose, train and test every arm, budget and seed; what was done before is not done again.
+
+    All choices come first, then all trainings, then all tests on one engine whose adapters are swapped, so that no
+    model is loaded for one cell alone. A cell that fails says why, and the others go on.
+    """
+    store, began = Store(root), time.time()
+    pool = bring_in("import the pool", root, folder / config.pool, config.name)
+    heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+    cells = every_cell(config)
+    first = Turn(cells[0].loop, root, 0, 0)
+    untuned = first.evaluate("evaluate untuned", heldout, None)
+    guarded = first.guard(pool, heldout)
+    scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
+
+    def choose(cell: Cell) -> None:
+        if cell.loop.budget.rounds == 1:
+            turn = cell.turn(root)
+            cell.rows = scored.get(cell.arm) or scored.setdefault(cell.arm, turn.score(guarded))
+            cell.choice, cell.chosen = turn.choose(cell.rows)
+
+    def train(cell: Cell) -> None:
+        if cell.chosen:
+            cell.adapter = cell.turn(root).train("train", cell.chosen, heldout)
+        else:
+            *before, last = go_round(cell.loop, root, cell.seed, pool, heldout, test=False, label=cell.label)
+            cell.rows, cell.choice, cell.chosen, cell.adapter = last.scored, last.choice, last.chosen, last.adapter
+            cell.earlier = tuple(d for r in before for d in (r.adapter, r.results or "", *r.grown) if d)
+
+    def test(cell: Cell) -> None:
+        cell.tested = cell.turn(root).evaluate("evaluate held-out", heldout, cell.adapter)
+
+    for what, stage in (("chosen", choose), ("trained", train), ("tested", test)):
+        _through(cells, what, stage)
+    spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
+    results = gather(config, store, pool, heldout, untuned, cells, spoilt, began)
+    publish_comparison(results, store)
+    return results
+
+
+def every_cell(config: CompareConfig) -> list[Cell]:
+    sizes = config.budget.rows or config.budget.tokens
+    asked = [(arm, size) for size in sizes for arm in (*(a for a in ALWAYS if a != "full"), *config.arms)]
+    cells = [Cell(arm, size, seed, config.loop(arm, size)) for arm, size in asked for seed in config.seeds]
+    full = config.loop("full", EVERYTHING)
+    full = full.model_copy(update={"budget": full.budget.model_copy(update={"rows": EVERYTHING, "tokens": None})})
+    return cells + [Cell("full", None, seed, full) for seed in config.seeds]
+
+
+def _through(cells: list[Cell], what: str, stage: Callable[[Cell], None]) -> None:
+    started, going = time.monotonic(), [cell for cell in cells if not cell.failed]
+    for done, cell in enumerate(going, 1):
+        try:
+            stage(cell)
+        except (StepError, StoreError, EngineError, ConfigError) as why:
+            cell.failed = str(why)
+            say(f"[red]{cell.label}could not be {what}: {why}[/red]")
+        spent = time.monotonic() - started
+        left = spent / done * (len(going) - done)
+        if left > 30:
+            say(f"[bold]{what} {done} of {len(going)}, about {left / 60:.1f} min left[/bold]")
+
+
+def gather(
+    config: CompareConfig,
+    store: Store,
+    pool: str,
+    heldout: str,
+    untuned: str,
+    cells: list[Cell],
+    spoilt: set[int] | None,
+    began: float,
+) -> dict[str, Any]:
+    """All that the page is made of, as plain values for JSON: the answers row by row, what each cell took and cost."""
+    origin = store.read_side(pool, "origin").select("id", "line")
+    wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt))) if spoilt is not None else None
+    made = report.lineage(store, [d for c in cells for d in (c.tested, c.choice, c.adapter, *c.earlier) if d])
+    facts = [store.run_facts(m.id) for m in made]
+    new = sum(f.get("seconds", 0.0) for f in facts if f.get("started", 0.0) >= began)
+    return {
+        "name": config.name,
+        "model": config.model,
+        "unit": "rows" if config.budget.rows else "tokens",
+        "sizes": config.budget.rows or config.budget.tokens,
+        "optimizer_steps": config.budget.optimizer_steps,
+        "seeds": config.seeds,
+        "pool": dict(store.manifest(pool).counts),
+        "heldout": {"rows": store.manifest(heldout).counts["live"], "digest": store.manifest(heldout).digest},
+        "spoilt": float(origin["line"].is_in(list(spoilt)).mean()) if spoilt is not None else None,
+        "untuned": _answers(store, untuned),
+        "cells": [_facts(store, cell, wrong) for cell in cells],
+        "overlap": _overlaps(store, cells),
+        "seconds": {"here": round(time.time() - began, 1), "computing": round(new, 1)},
+    }
+
+
+def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, Any]:
+    said = {"arm": cell.arm, "size": cell.size, "seed": cell.seed, "failed": cell.failed}
+    if cell.failed:
+        return said
+    adapter = store.run_facts(cell.adapter)
+    cost = _costs(store, [cell.choice, *cell.earlier])
+    said |= {
+        "taken": store.manifest(cell.choice).counts["taken"],
+        "trained_tokens": adapter.get("tokens", 0),
+        "training_seconds": adapter.get("seconds", 0.0),
+        "choosing": {what: round(sum(f.get(what, 0) for f in cost), 1) for what in COSTS},
+        "choice": store.manifest(cell.choice).digest,
+        "answers": _answers(store, cell.tested),
+    }
+    if wrong is not None:
+        said["spoilt"] = round(report.taken_share(store, cell.rows, cell.choice, wrong)["spoilt"], 4)
+    return said
+
+
+def _costs(store: Store, ends: list[str]) -> list[dict[str, Any]]:
+    """What each part and each adapter behind these datasets cost when it was made, whoever made it."""
+    made = report.lineage(store, ends)
+    parts = {part.file: part for m in made for shard in m.shards for part in shard}
+    return [store.part_facts(p) for p in parts.values()] + [store.run_facts(m.id) for m in made if m.kind == "adapter"]
+
+
+def _answers(store: Store, tested: str) -> dict[str, Any]:
+    """Held-out answers by row, the rows in one order: right or wrong as 1 and 0, and the loss where it was measured."""
+    rows = store.read(tested, ["id", "student_correct", "student_nll"]).sort("id")
+    right = "".join("1" if c else "0" for c in rows["student_correct"].fill_null(False))
+    loss = rows["student_nll"]
+    return {"right": right} | ({} if loss.null_count() else {"loss": loss.round(4).to_list()})
+
+
+def _overlaps(store: Store, cells: list[Cell]) -> list[dict[str, Any]]:
+    """Jaccard index of the rows that two arms took, at the largest budget, mean over seeds."""
+    largest = max((c.size for c in cells if c.size), default=None)
+    took = {
+        (c.arm, c.seed): set(store.read(c.choice).filter("taken")["id"])
+        for c in cells
+        if c.choice and not c.failed and c.size in (largest, None)
+    }
+    arms, out = list(dict.fromkeys(arm for arm, _ in took)), []
+    for i, a in enumerate(arms):
+        for b in arms[i + 1 :]:
+            both = [(took[a, s], took[b, s]) for s in {s for _, s in took} if (a, s) in took and (b, s) in took]
+            if both:
+                out.append({"arms": [a, b], "jaccard": round(float(np.mean([_jaccard(*pair) for pair in both])), 4)})
+    return out
+
+
+def _jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b) if a | b else 1.0

@@ -1,0 +1,194 @@
+"""The page of a comparison: Markdown with drawings, the same as HTML, and a short form for the terminal."""
+
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+from rich.console import Console
+from rich.table import Table
+
+from flows import svg
+from flows.answer import answer
+from flows.config import ConfigError
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;
+text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}img{max-width:100%}
+@media(prefers-color-scheme:dark){body{background:#16181d;color:#ddd}th,td{border-color:#3a3d45}}"""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results of an earlier comparison, from which its page is made again."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        answer(said)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}; `thresher compare` writes one into the store's reports") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{path} holds no results of a comparison; `thresher compare` writes such a file") from None
+    return said
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """A comparison as the file's ending wants it: .md, .html, or .json, the results to make the others from."""
+    if path.suffix not in (".md", ".html", ".json"):
+        raise ConfigError(f"{path}: a page ends in .md, .html or .json")
+    text = markdown(results, answer(results))
+    content = {".md": text, ".html": as_html(text), ".json": json.dumps(results) + "\n"}[path.suffix]
+    path.write_text(content, encoding="utf-8")
+
+
+def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
+    heldout, seeds = results["heldout"]["rows"], results["seeds"]
+    out = [f"# {results['name']}: which rows to train on", "", f"**{escape(said['verdict'], quote=False)}**", ""]
+    out += [f"- {escape(sentence, quote=False)}" for sentence in _sentences(said)]
+    drawn = svg.intervals(_bars(results, said), "held-out accuracy")
+    out += ["", svg.image(drawn, "held-out accuracy of each arm"), ""]
+    out += ["| arm | rows | accuracy | 95 % interval | ahead of random | chance ahead | p, corrected | "]
+    out[-1] += "spoilt | " if results["spoilt"] is not None else ""
+    out[-1] += "choosing: seconds | requests | generated tokens | training: seconds | tokens |"
+    out += ["|---" * (out[-1].count("|") - 1) + "|"]
+    u = said["untuned"]
+    blank = out[-1].count("|") - 5
+    out += [f"| untuned |  | {u['mean']:.1%} | {u['low']:.1%} to {u['high']:.1%} |" + " |" * blank]
+    out += [_row(a, results) for a in said["arms"]]
+    out += [""]
+    if len(results["sizes"]) > 1:
+        out += [svg.image(curves(results, said), "accuracy against the size of the choice"), ""]
+        out += _spoken_worth(said)
+    out += _overlap(results)
+    few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    here = results["seconds"]
+    out += [
+        "## How it was measured",
+        "",
+        f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser",
+        f"steps, {few}, and answered the same {heldout:,} held-out rows. `random` is the baseline; `full` is the whole",
+        "pool, at the same steps. Rows that equal or nearly equal a held-out row were in no choice.",
+        "",
+        "An interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
+        "both); a difference from random is paired by seed and row. Chance ahead: that the true difference is over 0.",
+        f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown. Costs are",
+        "means over seeds, of all that the choice needed, as if nothing had been there.",
+        "",
+        f"Made in {here['here']:,.0f} s, of which {here['computing']:,.0f} s in steps and trainings.",
+        "",
+    ]
+    return "\n".join(out)
+
+
+def as_html(text: str) -> str:
+    """The Markdown as a page that stands alone."""
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    title = text.partition("\n")[0].lstrip("# ")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def terminal(results: dict[str, Any], said: dict[str, Any]) -> str:
+    console = Console(width=118, file=io.StringIO(), highlight=False)
+    table = Table("arm", "rows", "accuracy", "", "ahead of random", "p", "generated", box=None)
+    low = min([a["accuracy"]["low"] for a in said["arms"] if "accuracy" in a] + [said["untuned"]["low"]])
+    high = max([a["accuracy"]["high"] for a in said["arms"] if "accuracy" in a] + [said["untuned"]["high"]])
+    u = said["untuned"]
+    table.add_row("untuned", "", f"{u['mean']:.1%}", _whisker(u, low, high))
+    for a in said["arms"]:
+        if "accuracy" not in a:
+            table.add_row(a["arm"], "", "failed")
+            continue
+        d = a.get("difference")
+        ahead = f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})" if d else ""
+        cost = f"{a['choosing']['generated_tokens']:,.0f}"
+        p = f"{d['holm']:.3f}" if d else ""
+        table.add_row(
+            a["arm"],
+            f"{a['taken']:,.0f}",
+            f"{a['accuracy']['mean']:.1%}",
+            _whisker(a["accuracy"], low, high),
+            ahead,
+            p,
+            cost,
+        )
+    console.print(table)
+    console.print()
+    for sentence in _sentences(said):
+        console.print(sentence, markup=False)
+    console.print()
+    console.print(said["verdict"], style="bold", markup=False)
+    return console.file.getvalue().rstrip()
+
+
+def curves(results: dict[str, Any], said: dict[str, Any]) -> str:
+    lines: dict[str, list] = {}
+    for a in said["arms"]:
+        if "accuracy" in a and a["size"]:
+            e = a["accuracy"]
+            lines.setdefault(a["arm"], []).append((a["size"], e["mean"], e["low"], e["high"]))
+    return svg.bands(lines, "held-out accuracy", results["unit"])
+
+
+def _sentences(said: dict[str, Any]) -> list[str]:
+    return [f"{a['sentence'][0].upper()}{a['sentence'][1:]}" for a in said["arms"] if a["arm"] != "random"]
+
+
+def _bars(results: dict[str, Any], said: dict[str, Any]) -> list[tuple[str, float, float, float]]:
+    """The untuned model, and every arm at the largest budget."""
+    largest = max(results["sizes"])
+    shown = [("untuned", said["untuned"])]
+    shown += [(a["arm"], a["accuracy"]) for a in said["arms"] if "accuracy" in a and a["size"] in (largest, None)]
+    return [(name, e["mean"], e["low"], e["high"]) for name, e in shown]
+
+
+def _row(a: dict[str, Any], results: dict[str, Any]) -> str:
+    if "accuracy" not in a:
+        return f"| {a['arm']} | failed |"
+    e, d, c = a["accuracy"], a.get("difference"), a["choosing"]
+    less = "" if a["size"] is None or results["unit"] != "rows" or a["taken"] == a["size"] else f" of {a['size']:,}"
+    cells = [a["arm"], f"{a['taken']:,.0f}{less}", f"{e['mean']:.1%}", f"{e['low']:.1%} to {e['high']:.1%}"]
+    ahead = [f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"] if d else [""]
+    cells += ahead + ([f"{d['ahead']:.1%}", f"{d['holm']:.3f}"] if d else ["", ""])
+    cells += [f"{a['spoilt']:.1%}"] if results["spoilt"] is not None else []
+    cells += [f"{c['seconds']:,.0f}", f"{c['requests']:,.0f}", f"{c['generated_tokens']:,.0f}"]
+    cells += [f"{a['training_seconds']:,.0f}", f"{a['trained_tokens']:,.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spoken_worth(said: dict[str, Any]) -> list[str]:
+    out = [
+        f"- {w['rows']:,.0f} rows of {w['arm']} do what {w['bound']} {w['random_rows']:,.0f} random rows do."
+        for w in said["worth"]
+    ]
+    return [*out, ""] if out else []
+
+
+def _overlap(results: dict[str, Any]) -> list[str]:
+    if not results["overlap"]:
+        return []
+    names = list(dict.fromkeys(name for pair in results["overlap"] for name in pair["arms"]))
+    found = {frozenset(pair["arms"]): pair["jaccard"] for pair in results["overlap"]}
+    out = [
+        "## Rows that two arms have in common",
+        "",
+        "Of all rows that either took (Jaccard index), mean over seeds.",
+        "",
+    ]
+    out += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for a in names:
+        cells = ["" if a == b else f"{found.get(frozenset((a, b)), float('nan')):.2f}" for b in names]
+        out.append(f"| {a} | " + " | ".join(cells) + " |")
+    return [*out, ""]
+
+
+def _whisker(e: dict[str, float], low: float, high: float, wide: int = 32) -> str:
+    """├──●──┤ between the lowest and the highest end of all intervals."""
+
+    def at(v: float) -> int:
+        return round((v - low) / ((high - low) or 1.0) * (wide - 1))
+
+    line = [" "] * wide
+    line[at(e["low"]) : at(e["high"]) + 1] = "─" * (at(e["high"]) - at(e["low"]) + 1)
+    line[at(e["low"])], line[at(e["high"])], line[at(e["mean"])] = "├", "┤", "●"
+    return "".join(line)

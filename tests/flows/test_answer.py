@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+
+from flows import page
+from flows.answer import answer
+from flows.config import ConfigError
+
+ROWS = 600
+
+
+def right(rng, base, gain=0.0, flips=0.1):
+    """Answers of a seed: as `base`, some of them otherwise, and a share `gain` of the wrong ones put right."""
+    said = base ^ (rng.random(ROWS) < flips)
+    said = said | (rng.random(ROWS) < gain / max(1 - said.mean(), 0.1)) if gain else said
+    return "".join("1" if x else "0" for x in said)
+
+
+def cell(arm, seed, answers, size=700, **more):
+    costs = {"seconds": 12.0, "requests": 4000, "generated_tokens": 41000 if arm == "clear" else 0}
+    said = {"arm": arm, "size": size, "seed": seed, "failed": None, "taken": size or 2600, "trained_tokens": 9000}
+    said |= {"training_seconds": 20.0, "choosing": costs, "choice": f"{arm}-{seed}", "answers": {"right": answers}}
+    return said | more
+
+
+def results(gains, seeds=(0, 1, 2), sizes=(700,), cells=()):
+    rng = np.random.default_rng(11)
+    base = rng.random(ROWS) < 0.6
+    made = [cell(arm, s, right(rng, base, gain), z) for z in sizes for arm, gain in gains.items() for s in seeds]
+    return {
+        "name": "test",
+        "model": "nano",
+        "unit": "rows",
+        "sizes": list(sizes),
+        "optimizer_steps": 100,
+        "seeds": list(seeds),
+        "pool": {"rows": 2600},
+        "heldout": {"rows": ROWS, "digest": "d"},
+        "spoilt": None,
+        "untuned": {"right": right(rng, base, flips=0.5)},
+        "cells": [*made, *cells],
+        "overlap": [{"arms": ["random", "clear"], "jaccard": 0.25}],
+        "seconds": {"here": 100.0, "computing": 97.0},
+    }
+
+
+def by_arm(said):
+    return {a["arm"]: a for a in said["arms"]}
+
+
+def test_a_planted_effect_is_found_and_a_planted_absence_is_not():
+    said = answer(results({"random": 0.0, "clear": 0.15, "kmeans": 0.0}))
+    arms = by_arm(said)
+    assert arms["clear"]["difference"]["holm"] < 0.05 < arms["kmeans"]["difference"]["holm"]
+    assert arms["clear"]["sentence"].startswith("clear beats random by 1")
+    assert said["verdict"].startswith("Take clear with 700 rows")
+    assert "choosing cost 41,000 generated tokens" in arms["clear"]["sentence"]
+    assert arms["kmeans"]["sentence"].startswith("no difference between kmeans and random could be shown with 3 seeds")
+
+
+def test_the_points_of_the_sentence_are_those_of_the_interval():
+    arm = by_arm(answer(results({"random": 0.12, "clear": 0.0})))["clear"]
+    mean, low, high = (-arm["difference"][k] * 100 for k in ("mean", "high", "low"))
+    assert f"is behind random by {mean:.1f} points ({low:.1f} to {high:.1f})" in arm["sentence"]
+
+
+def test_where_nothing_is_shown_it_says_what_would_show_it():
+    said = answer(results({"random": 0.0, "clear": 0.0}, seeds=(0, 1)))
+    arm = by_arm(said)["clear"]
+    assert f"about {arm['seeds_to_show']} would show 2 points" in arm["sentence"]
+    assert said["verdict"].startswith("Take random rows")
+
+
+def test_one_seed_says_that_it_is_one():
+    arm = by_arm(answer(results({"random": 0.0, "clear": 0.15}, seeds=(0,))))["clear"]
+    assert "one seed says nothing about other seeds" in arm["sentence"] and arm["seeds_to_show"] is None
+
+
+def test_more_comparisons_ask_for_more():
+    few = by_arm(answer(results({"random": 0.0, "clear": 0.05})))["clear"]["difference"]
+    many = by_arm(answer(results({"random": 0.0, "clear": 0.05, **{f"arm{i}": 0.0 for i in range(9)}})))["clear"]
+    assert many["difference"]["holm"] >= 5 * many["difference"]["p"] and few["holm"] == few["p"]
+
+
+def test_an_arm_that_failed_says_why_and_the_others_stand():
+    broken = [{"arm": "loop", "size": 700, "seed": s, "failed": "no <b>model</b>"} for s in (0, 1, 2)]
+    found = results({"random": 0.0, "clear": 0.15}, cells=broken)
+    arms = by_arm(answer(found))
+    assert arms["loop"]["sentence"] == "loop could not be run: no <b>model</b>"
+    assert arms["clear"]["difference"]["holm"] < 0.05
+    text = page.markdown(found, answer(found))
+    assert "| loop | failed |" in text
+    assert "no &lt;b&gt;model" in text and "<b>" not in text
+    assert "failed" in page.terminal(found, answer(found))
+
+
+def test_arms_with_the_same_rows_are_said_to_be_the_same():
+    found = results({"random": 0.0, "clear": 0.0})
+    for c in found["cells"]:
+        c["choice"] = f"same-{c['seed']}"
+    assert "chose the same rows as random" in by_arm(answer(found))["clear"]["sentence"]
+
+
+def test_a_choice_under_its_budget_says_what_it_has():
+    found = results({"random": 0.0, "clear": 0.0})
+    for c in found["cells"]:
+        c["taken"] = 500 if c["arm"] == "clear" else 700
+    assert "| clear | 500 of 700 |" in page.markdown(found, answer(found))
+
+
+def test_rows_are_worth_the_random_rows_that_do_as_well():
+    found = results({"random": 0.0}, sizes=(100, 200, 400))
+    for c in found["cells"]:
+        share = {100: 0.4, 200: 0.5, 400: 0.6}[c["size"]]
+        c["answers"]["right"] = "".join("1" if i < share * ROWS else "0" for i in range(ROWS))
+    middle = "".join("1" if i < 0.55 * ROWS else "0" for i in range(ROWS))
+    reached = {"clear": middle, "loop": "1" * ROWS}
+    found["cells"] += [cell(arm, s, answers, 100) for arm, answers in reached.items() for s in (0, 1, 2)]
+    worth = {w["arm"]: w for w in answer(found)["worth"]}
+    assert worth["clear"]["random_rows"] == pytest.approx(200 * 2**0.5) and worth["clear"]["bound"] == "about"
+    assert (worth["loop"]["random_rows"], worth["loop"]["bound"]) == (400, "more than")
+    text = page.markdown(found, answer(found))
+    assert "100 rows of clear do what about 283 random rows do" in text and text.count("<img") == 2
+
+
+def test_pages_are_made_again_from_results(tmp_path):
+    found = results({"random": 0.0, "clear": 0.15})
+    for name in ("page.json", "page.md", "page.html"):
+        page.write(tmp_path / name, found)
+    assert page.read_results(tmp_path / "page.json") == found
+    html = (tmp_path / "page.html").read_text()
+    assert html.startswith("<!doctype html>") and html.count("<table>") == 2 and "Take clear" in html
+    with pytest.raises(ConfigError, match=r"ends in .md, .html or .json"):
+        page.write(tmp_path / "page.txt", found)
+    (tmp_path / "page.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds no results"):
+        page.read_results(tmp_path / "page.json")
+    with pytest.raises(ConfigError, match="there is no file"):
+        page.read_results(tmp_path / "nowhere.json")

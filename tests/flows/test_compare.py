@@ -1,0 +1,87 @@
+"""A comparison through the command line, on a piece of the shipped example, with real server, model and trainer."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.flows.test_loop import ROOT, thresher
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+CLEAR = [{"step": "clear-score", "with": {"samples": 2, "max_tokens": 6}}, {"step": "clear-filter"}]
+REWARDED = [{"step": "embed"}, {"step": "kmeans-cluster", "with": {"clusters": 4}}, {"step": "perplexity"}, *CLEAR]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("comparison")
+    example = ROOT / "examples/snips"
+    (made / "raw.jsonl").write_bytes(b"".join((example / "raw.jsonl").read_bytes().splitlines(keepends=True)[:120]))
+    (made / "test.jsonl").write_bytes(b"".join((example / "test.jsonl").read_bytes().splitlines(keepends=True)[::20]))
+    (made / "spoilt.jsonl").write_bytes((example / "spoilt.jsonl").read_bytes())
+    config = {
+        **{"name": "small", "pool": "raw.jsonl", "heldout": "test.jsonl", "spoilt": "spoilt.jsonl"},
+        **{"validation": 0.1, "budget": {"rows": [10, 500], "optimizer_steps": 2}, "seeds": [0, 1]},
+        "arms": {
+            "clear": {"score": CLEAR, "choose": {"step": "random"}},
+            "broken": {"score": [{"step": "clear-filter"}], "choose": {"step": "random"}},
+            "loop": {
+                **{"score": REWARDED, "choose": {"step": "kmeans-quality"}, "rounds": 2},
+                "feedback": [{"step": "reweight-clusters"}],
+            },
+        },
+        **{"train": {"batch_size": 4}, "evaluate": {"max_tokens": 6}},
+    }
+    (made / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return made
+
+
+@pytest.fixture(scope="module")
+def compared(folder):
+    ran = thresher("compare", folder / "compare.yaml", "--json", store=folder / "store")
+    return ran, json.loads((folder / "store/reports/small.json").read_text())
+
+
+def test_every_arm_stands_and_the_broken_one_says_why(compared):
+    ran, results = compared
+    assert ran.returncode == 1, ran.stderr  # an arm failed, and a scheduler should know
+    said = {(a["arm"], a["size"]): a for a in json.loads(ran.stdout)["arms"]}
+    sized = [(arm, size) for size in (10, 500) for arm in ("random", "longest", "clear", "broken", "loop")]
+    assert list(said) == [*sized, ("full", None)]
+    assert "clear-filter reads ['clear_confidence'" in said["broken", 10]["sentence"]
+    assert all("accuracy" in a for (arm, _), a in said.items() if arm != "broken")
+    assert said["clear", 500]["taken"] < 60 < said["full", None]["taken"] < 120  # more was asked than the filter leaves
+    done = [c for c in results["cells"] if not c["failed"]]
+    assert {len(c["answers"]["right"]) for c in done} == {results["heldout"]["rows"]} == {35}
+    assert {c["trained_tokens"] > 0 for c in done} == {True} and {0 <= c["spoilt"] <= 1 for c in done} == {True}
+
+
+def test_what_a_choice_cost_is_counted_for_each_arm_alone(compared):
+    cost = {(c["arm"], c["size"], c["seed"]): c["choosing"] for c in compared[1]["cells"] if not c["failed"]}
+    assert cost["random", 10, 0]["generated_tokens"] == 0 == cost["full", None, 1]["requests"]
+    assert cost["clear", 10, 0] == cost["clear", 500, 1]
+    rows = compared[1]["pool"]["live"]
+    assert cost["clear", 10, 0]["requests"] > 2.5 * rows and cost["clear", 10, 0]["generated_tokens"] > rows
+    assert cost["loop", 10, 0]["requests"] > 1.5 * cost["clear", 10, 0]["requests"]
+
+
+def test_another_seed_pays_for_itself_alone_and_the_page_is_made_again_in_no_time(folder, compared):
+    store = folder / "store"
+    before = {p.parent.name for p in store.glob("datasets/train-*/manifest.json")}
+    arms = ["--set", "arms={}", "--set", "seeds=[0,1,2]", "--set", "budget.rows=[10]"]
+    ran = thresher("compare", folder / "compare.yaml", *arms, store=store)
+    assert ran.returncode == 0, ran.stderr
+    assert len({p.parent.name for p in store.glob("datasets/train-*/manifest.json")} - before) == 3
+    assert "Take " in ran.stdout and "├" in ran.stdout
+    page = folder / "again.html"
+    ran = thresher("compare", store / "reports/small.json", "--write", page, store=store)
+    assert ran.returncode == 0 and page.read_text().count("<tr>") > 5
+
+
+def test_a_budget_in_tokens_is_kept_by_every_arm(folder, compared):
+    changes = [f"budget={json.dumps({'tokens': 900, 'optimizer_steps': 2})}", "arms={}", "seeds=[0]", "name=tokens"]
+    words = [word for change in changes for word in ("--set", change)]
+    ran = thresher("compare", folder / "compare.yaml", *words, store=folder / "store")
+    assert ran.returncode == 0, ran.stderr
+    cells = {c["arm"]: c for c in json.loads((folder / "store/reports/tokens.json").read_text())["cells"]}
+    assert cells["full"]["taken"] > 50 > cells["random"]["taken"] > 10

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+
+from flows import steps  # noqa: F401  registers every step
+from flows.compare import every_cell
+from flows.compare_config import ablation, load_comparison
+from flows.config import ConfigError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GOOD = "pool: raw.jsonl\nheldout: test.jsonl\nbudget: {rows: [40, 20]}\nseeds: [0, 1]\n"
+ARM = "arms: {mine: {choose: {step: longest}}}\n"
+
+
+def read(tmp_path, text, changes=()):
+    for name in ("raw.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    path = tmp_path / "compare.yaml"
+    path.write_text(text)
+    return load_comparison(path, list(changes))
+
+
+def test_random_longest_and_full_are_always_there(tmp_path):
+    cells = every_cell(read(tmp_path, GOOD + ARM))
+    sized = [(arm, size, seed) for size in (20, 40) for arm in ("random", "longest", "mine") for seed in (0, 1)]
+    assert [(c.arm, c.size, c.seed) for c in cells] == [*sized, ("full", None, 0), ("full", None, 1)]
+
+
+def test_all_cells_train_alike(tmp_path):
+    config = read(tmp_path, GOOD + ARM + "train: {batch_size: 4}\nevaluate: {max_tokens: 3}\n")
+    alike = {(str(c.loop.train), c.loop.budget.optimizer_steps, c.loop.model) for c in every_cell(config)}
+    assert len(alike) == 1
+    assert {c.loop.budget.rows for c in every_cell(config) if c.arm != "full"} == {20, 40}
+
+
+def test_a_budget_in_tokens_is_one_for_every_arm(tmp_path):
+    config = read(tmp_path, GOOD.replace("rows: [40, 20]", "tokens: 900") + ARM)
+    assert {c.loop.budget.tokens for c in every_cell(config) if c.arm != "full"} == {900}
+    assert [c.loop.budget.tokens for c in every_cell(config) if c.arm == "full"] == [None, None]
+
+
+def test_an_arm_may_have_models_of_its_own(tmp_path):
+    config = read(
+        tmp_path,
+        GOOD + "roles: {judge: {model: a}}\narms: {mine: {choose: {step: random}, roles: {judge: {model: b}}}}",
+    )
+    assert config.loop("mine", 5).roles["judge"].model == "b"
+    assert config.loop("random", 5).roles["judge"].model == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(GOOD + "arms: {full: {choose: {step: random}}}", "'full' is always there", id="a-name-taken"),
+        pytest.param(
+            GOOD + "arms: {a: {choose: {step: clear-filter}}}",
+            "arms.a.choose: clear-filter is a filter step",
+            id="kind",
+        ),
+        pytest.param(GOOD + "arms: {a: {score: []}}", "'arms.a.choose'", id="no-choose"),
+        pytest.param(GOOD + "arms: {a: {chose: {step: random}}}", "did you mean 'choose'", id="misspelt"),
+        pytest.param(
+            GOOD + "arms: {a: {choose: {step: random, with: {rows: 3}}}}", "is said by `budget`", id="own-budget"
+        ),
+        pytest.param(GOOD.replace("rows: [40, 20]", "rows: 5, tokens: 5"), "rows or tokens", id="two-units"),
+        pytest.param(GOOD.replace("[40, 20]", "[0]"), "over 0", id="nothing"),
+        pytest.param(GOOD.replace("[40, 20]", "[]"), "one or several", id="empty"),
+        pytest.param(GOOD + "train: {seed: 3}", "for all arms alike", id="own-seed"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, told):
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/compare.yaml")), ids=lambda p: p.parent.name)
+def test_the_shipped_comparisons_load(path):
+    config = load_comparison(path)
+    assert len(config.seeds) >= 3 and config.arms
+
+
+def test_ablation_leaves_out_each_stage_of_a_run():
+    config = ablation(EXAMPLES / "snips" / "loop.yaml")
+    whole, without = config.arms["whole"], config.arms["without clear-filter"]
+    assert "clear-filter" in str(whole) and "clear-filter" not in str(without)
+    assert [u.step for u in without.score] == [u.step for u in whole.score if u.step != "clear-filter"]
+    assert config.arms["without llm2llm"].rounds == 3 and config.arms["one round"].rounds == 1
+    assert config.arms["choose at random"].choose.step == "random"
+    assert config.loop("without llm2llm", 700).name == "snips-ablation.without-llm2llm.700"
