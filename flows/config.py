@@ -124,11 +124,7 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
     if not isinstance(said, dict):
         raise ConfigError(f"{path} holds no keys; see examples/snips/loop.yaml for one that works")
     said.setdefault("name", path.resolve().parent.name)
-    for change in changes:
-        try:
-            _change(said, change)
-        except (ValueError, IndexError, yaml.YAMLError) as why:
-            raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
+    apply_changes(said, changes)
     try:
         config = LoopConfig.model_validate(said)
     except ValidationError as wrong:
@@ -154,6 +150,16 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
         if (file := getattr(config, key)) and not (path.parent / file).is_file():
             raise ConfigError(f"{path}: {key}: there is no file {path.parent / file}")
     return config
+
+
+def apply_changes(said: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """Settings with `key=value` (dots lead into what a key holds) written into them."""
+    for change in changes:
+        try:
+            _change(said, change)
+        except (ValueError, IndexError, yaml.YAMLError) as why:
+            raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
+    return said
 
 
 def settings(step: str, said: dict[str, Any]) -> StepConfig:
