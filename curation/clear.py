@@ -77,7 +77,12 @@ class ClearFilter(StepConfig):
         return (self.within,) if self.within else ()
 
 
-@step("clear-score", kind="score", writes="clear_consistency clear_reflection clear_confidence")
+@step(
+    "clear-score",
+    kind="score",
+    writes="clear_consistency clear_reflection clear_confidence",
+    good="clear_confidence clear_consistency clear_reflection",
+)
 def score(rows: pl.DataFrame, cfg: ClearScore, candidate: Engine, judge: Engine, embedder: Embedder) -> pl.DataFrame:
     """Confidence that a row's answer is good: agreement with sampled answers, and the judge's own opinion (CLEAR)."""
     conversations = rows["messages"].to_list()

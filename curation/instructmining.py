@@ -52,6 +52,7 @@ class Rule(StepConfig):
     kind="score",
     reads="base_nll",
     writes="instructmining_input_length instructmining_output_length instructmining_perplexity instructmining_mtld",
+    good="-instructmining_perplexity -instructmining_output_length",  # the length's sign is that of the 2023-07 rule
 )
 def indicators(rows: pl.DataFrame, cfg: Indicators, base: Engine) -> pl.DataFrame:
     """The indicators of InstructMining that need no other model: lengths, perplexity, lexical diversity."""
@@ -65,7 +66,14 @@ def indicators(rows: pl.DataFrame, cfg: Indicators, base: Engine) -> pl.DataFram
     )
 
 
-@step("instructmining-knn", kind="score", scope="dataset", reads="embedding", writes="instructmining_knn6")
+@step(
+    "instructmining-knn",
+    kind="score",
+    scope="dataset",
+    reads="embedding",
+    writes="instructmining_knn6",
+    good="instructmining_knn6",  # its sign in the 2023-07 rule: far from the neighbours, low predicted loss
+)
 def neighbours(rows: pl.DataFrame, cfg: Neighbours) -> pl.DataFrame:
     """Distance to the 6th nearest neighbour; large is rare. Null where there are too few rows."""
     if rows.height <= cfg.k:
@@ -75,7 +83,12 @@ def neighbours(rows: pl.DataFrame, cfg: Neighbours) -> pl.DataFrame:
     return rows.with_columns(instructmining_knn6=pl.Series(distance[:, cfg.k].astype(float)))
 
 
-@step("instructmining-predict", kind="score", writes="instructmining_predicted_loss")
+@step(
+    "instructmining-predict",
+    kind="score",
+    writes="instructmining_predicted_loss",
+    good="-instructmining_predicted_loss",
+)
 def predict(rows: pl.DataFrame, cfg: Rule) -> pl.DataFrame:
     """Predicted log loss by a published rule; lower is better. Refuses where an indicator is missing."""
     if cfg.rule not in RULES:

@@ -10,7 +10,7 @@ class Perplexity(StepConfig):
     pass
 
 
-@step("perplexity", kind="score", writes="base_nll")
+@step("perplexity", kind="score", writes="base_nll", good="-base_nll")
 def perplexity(rows: pl.DataFrame, cfg: Perplexity, base: Engine) -> pl.DataFrame:
     """Mean negative log-likelihood of a token of the response under the base model; null where it cannot be had."""
     found = base.logprobs(rows["messages"].to_list())

@@ -9,7 +9,7 @@ A step's parameters say what it needs, by name: `rows` and its config first, the
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_type_hints
 
 import numpy as np
@@ -99,6 +99,7 @@ class Step:
     config: type[StepConfig]
     version: int
     fn: Callable[..., pl.DataFrame]
+    good: dict[str, int] = field(default_factory=dict)  # column: 1 where high is good, -1 where low is
 
     @property
     def help(self) -> str:
@@ -137,12 +138,18 @@ def step(
     writes: str = "",
     scope: Literal["shard", "dataset"] = "shard",
     version: int = 1,
+    good: str = "",
 ) -> Callable[[Callable[..., pl.DataFrame]], Step]:
     """Register a function as a step.
 
     `reads` and `writes` are space-separated column names; the columns of a row need no naming. Raise `version` when
     the same input and config would now give a different result: it is part of the key.
+
+    `good` names, the foremost first, the columns by which the method tells how good a row's answer is, with a minus
+    sign where lower is better: "clear_confidence" or "-base_nll". It changes no result; `noise-bench` holds it to it.
     """
+    if stray := sorted(c for c in _signed(good) if kind != "score" or c not in writes.split()):
+        raise StepError(f"step {name}: good names {stray}; only a score step can tell, by a column that it writes")
 
     def register(fn: Callable[..., pl.DataFrame]) -> Step:
         parameters = inspect.signature(fn).parameters
@@ -158,12 +165,17 @@ def step(
             config=get_type_hints(fn)[names[1]],
             version=version,
             fn=fn,
+            good=_signed(good),
         )
         if STEPS.setdefault(name, made) is not made:
             raise StepError(f"two steps are named {name!r}")
         return made
 
     return register
+
+
+def _signed(columns: str) -> dict[str, int]:
+    return {c.removeprefix("-"): -1 if c.startswith("-") else 1 for c in columns.split()}
 
 
 def find_step(name: str) -> Step:

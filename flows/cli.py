@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,18 +11,19 @@ import polars as pl
 import typer
 from rich.markup import escape
 
-from curation.step import Step, StepError
+from curation.noise import KINDS, Noise
+from curation.step import ROLES, Step, StepConfig, StepError, find_step
 from flows import steps  # noqa: F401  registers every step
 from flows.assemble import taken
 from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
 from flows.compare_config import ablation, load_comparison
-from flows.config import ConfigError, load, settings, train_settings
+from flows.config import ConfigError, apply_changes, load, settings, train_settings
 from flows.engines import EngineError, EngineSpec, leases
-from flows.models import EMBEDDER, check_models, instruct_adapter
+from flows.models import check_models, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
-from flows.step_commands import options, step_app
+from flows.step_commands import add_options, options, role_options, step_app
 from storage.store import Store, StoreError
 
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
@@ -129,16 +131,65 @@ def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **t
     place = open_store(store)
     rows = place.resolve(dataset)
     tables = {t: place.resolve(typed[t]) for t in step.tables if typed.get(t)}
-    models = {role: _model(place, role, typed.get(role), typed.get(f"{role}_adapter")) for role in step.roles}
     config = settings(step.name, {k: typed[k] for k in step.config.model_fields})
-    with bar(step.name) as progress:
-        made = run_step(place, step, config, rows, tables, leases(models, place, progress), progress)
+    made = _run(place, step, config, rows, tables, typed)
     name = name or f"{dataset}.{step.name}"
     place.name(name, made)
     say(f"{name}: {place.manifest(made).summary} ({made})")
 
 
+def _run(
+    store: Store, step: Step, config: StepConfig, rows: str, tables: Mapping[str, str], typed: Mapping[str, Any]
+) -> str:
+    models = typed_models(store, step.roles, typed)
+    with bar(step.name) as progress:
+        return run_step(store, step, config, rows, tables, leases(models, store, progress), progress)
+
+
 app.add_typer(step_app(run_single_step), name="step")
+
+
+def noise_bench(
+    dataset: Annotated[str, typer.Argument(help="Dataset of rows whose answers are right.")],
+    step: Annotated[str, typer.Option(help="Score step that is measured.")],
+    set_: Annotated[list[str], typer.Option("--set", help="Setting of the step, key=value: samples=5")] = [],  # noqa: B006
+    kinds: Annotated[str, typer.Option(help=f"Kinds of noise, with commas between: {','.join(KINDS)}.")] = "all",
+    table: Annotated[list[str], typer.Option(help="Table that the step takes, name=dataset.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+    **typed: Any,
+) -> None:
+    """Spoil a share of a clean dataset, score it with a step, and say how well the scores tell."""
+    from flows import noise_bench as bench
+    from flows import noise_page as page
+
+    place, measured = open_store(store), find_step(step)
+    bench.check_step(measured)
+    noise = {k: typed[k] for k in Noise.model_fields if k in typed}
+    noise = bench.noise_settings(noise | ({} if kinds == "all" else {"kinds": kinds.split(",")}))
+    config = settings(step, apply_changes({}, set_))
+    if stray := [t for t in table if t.partition("=")[0] not in measured.tables or "=" not in t]:
+        raise ConfigError(f"--table takes name=dataset, not {stray[0]!r}; {step} has {list(measured.tables) or 'none'}")
+    tables = {t: place.resolve(d) for t, _, d in (t.partition("=") for t in table)}
+
+    def run(one: Step, its: StepConfig, rows: str) -> str:
+        return _run(place, one, its, rows, {t: d for t, d in tables.items() if t in one.tables}, typed)
+
+    with bar("noise"):
+        spoilt = bench.spoilt_dataset(place, place.resolve(dataset), noise)
+    place.name(f"{dataset}.noise", spoilt)
+    scored = bench.scored_dataset(place, spoilt, measured, config, run)
+    said = bench.measured(place, spoilt, scored, measured, run)
+    place.name(f"{dataset}.noise.{step}", scored)
+    path = place.root / "reports" / f"noise-{dataset}-{step}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page.markdown(f"Noise bench of {step} on {dataset}", said), encoding="utf-8")
+    typer.echo(json.dumps(said, indent=1) if as_json else page.terminal(said))
+    say(f"report: {path}; datasets: {dataset}.noise and {dataset}.noise.{step}")
+
+
+_noise_options = [*options(Noise, leave_out=("kinds",)), *role_options(ROLES)]
+app.command("noise-bench")(add_options(noise_bench, _noise_options))
 
 
 def train(
@@ -169,15 +220,11 @@ def evaluate(
     store: StoreOption = Path(".thresher"),
 ) -> None:
     """Answer a dataset's prompts and count the right answers, with a 95 % interval."""
-    from curation.step import find_step
     from flows.report import interval
 
-    place, step = open_store(store), find_step("evaluate")
-    models = {"student": _model(place, "student", model, adapter)}
-    with bar("evaluate") as progress:
-        config = settings("evaluate", {"max_tokens": max_tokens})
-        lease = leases(models, place, progress)
-        made = run_step(place, step, config, place.resolve(dataset), {}, lease, progress)
+    place, typed = open_store(store), {"student": model, "student_adapter": adapter}
+    config = settings("evaluate", {"max_tokens": max_tokens})
+    made = _run(place, find_step("evaluate"), config, place.resolve(dataset), {}, typed)
     live = place.read(made, ["student_correct", "drop_reason"]).filter(pl.col("drop_reason").is_null())
     if live.is_empty():
         raise StoreError(f"{dataset} has no live row to evaluate on")
@@ -219,18 +266,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
         raise
     console.print(f"[red]thresher:[/red] {escape(message)}", soft_wrap=True)
     sys.exit(code)
-
-
-def _model(store: Store, role: str, model: str | None, adapter: str | None) -> EngineSpec:
-    """The model of a role as typed: judge, candidate and teacher take the `instruct` adapter beside the model."""
-    if role == "embedder":
-        return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
-    model = model or "nano"
-    if adapter and not Path(adapter).is_dir():
-        adapter = str(store.files(store.resolve(adapter)))
-    if adapter is None and role in ("judge", "candidate", "teacher"):
-        adapter = instruct_adapter(model)
-    return EngineSpec(model=model, adapter=adapter)
 
 
 def _add_train_command() -> None:

@@ -138,11 +138,7 @@ def read(path: Path, changes: list[str], kind: type[Given]) -> Any:
     if not isinstance(said, dict):
         raise ConfigError(f"{path} holds no keys; see examples/snips for one that works")
     said.setdefault("name", path.resolve().parent.name)
-    for change in changes:
-        try:
-            _change(said, change)
-        except (ValueError, IndexError, yaml.YAMLError) as why:
-            raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
+    apply_changes(said, changes)
     try:
         return kind.model_validate(said)
     except ValidationError as wrong:
@@ -176,6 +172,16 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
         raise ConfigError(
             f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
         )
+
+
+def apply_changes(said: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """Settings with `key=value` (dots lead into what a key holds) written into them."""
+    for change in changes:
+        try:
+            _change(said, change)
+        except (ValueError, IndexError, yaml.YAMLError) as why:
+            raise ConfigError(f"--set {change}: {' '.join(str(why).split())}") from None
+    return said
 
 
 def settings(step: str, said: dict[str, Any]) -> StepConfig:

@@ -1,5 +1,8 @@
 """Which model plays which role."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 from flows.config import ConfigError, LoopConfig, RoleModel
 from flows.engines import EngineSpec, identity, model_folder
 from storage.store import Store
@@ -30,6 +33,23 @@ def instruct_adapter(model: str) -> str | None:
     """The adapter for judging and teaching that lies beside a model's weights."""
     folder = model_folder(model) / "instruct"
     return str(folder) if folder.is_dir() else None
+
+
+def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | None]) -> dict[str, EngineSpec]:
+    """A model for each role as a command has it: `judge` names the model, `judge_adapter` a dataset or a folder."""
+    return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter")) for role in roles}
+
+
+def _typed(store: Store, role: str, model: str | None, adapter: str | None) -> EngineSpec:
+    """Where no adapter is typed, judge, candidate and teacher take the `instruct` adapter beside the model."""
+    if role == "embedder":
+        return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
+    model = model or "nano"
+    if adapter and not Path(adapter).is_dir():
+        adapter = str(store.files(store.resolve(adapter)))
+    if adapter is None and role in OF_LANGUAGE:
+        adapter = instruct_adapter(model)
+    return EngineSpec(model=model, adapter=adapter)
 
 
 def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None) -> EngineSpec:

@@ -1,7 +1,7 @@
 """`thresher step NAME DATASET --setting value`: a command for each registered step, made from its config alone."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,29 @@ from flows.command import StoreOption
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:
     """A command-line option for each setting, with its help text, bounds and default."""
     return [_option(name, info) for name, info in model.model_fields.items() if name not in leave_out]
+
+
+def role_options(roles: Iterable[str]) -> list[inspect.Parameter]:
+    """Options for the model of each role and, of a language model, its adapter."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = []
+    for role in roles:
+        about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
+        parameters.append(inspect.Parameter(role, keyword, annotation=Annotated[str | None, about], default=None))
+        if role != "embedder":
+            about = typer.Option(f"--{role}-adapter", help=f"Adapter of the {role}: a dataset or a folder.")
+            parameters.append(
+                inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
+            )
+    return parameters
+
+
+def add_options(command: Callable[..., None], more: Iterable[inspect.Parameter]) -> Callable[..., None]:
+    """The command with more options, which it gets as its `**typed`."""
+    signature = inspect.signature(command)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = signature.replace(parameters=[*own, *more])
+    return command
 
 
 def step_app(run: Callable[..., None]) -> typer.Typer:
@@ -42,14 +65,7 @@ def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
         about = typer.Option(f"--{table}", help=f"Name or id of the dataset with the {table}.")
         default = inspect.Parameter.empty if needed else None
         parameters.append(inspect.Parameter(table, keyword, annotation=Annotated[str | None, about], default=default))
-    for role in step.roles:
-        about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
-        parameters.append(inspect.Parameter(role, keyword, annotation=Annotated[str | None, about], default=None))
-        if role != "embedder":
-            about = typer.Option(f"--{role}-adapter", help=f"Adapter of the {role}: a dataset or a folder.")
-            parameters.append(
-                inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
-            )
+    parameters += role_options(step.roles)
     about = typer.Option("--name", help="Name for what is made; DATASET.STEP if not given.")
     parameters.append(inspect.Parameter("name", keyword, annotation=Annotated[str | None, about], default=None))
     parameters.append(inspect.Parameter("store", keyword, annotation=StoreOption, default=Path(".thresher")))

@@ -48,26 +48,38 @@ def histogram(values: Iterable[float | None], threshold: float | None = None, ti
 
 def curve(points: Sequence[tuple[float, float]], title: str = "", x_name: str = "step") -> str:
     """A line through (x, y) points, such as a loss over steps."""
-    points = sorted((x, y) for x, y in points if _drawable(x) and _drawable(y))
+    return lines({"": points}, title, x_name)
+
+
+def lines(named: Mapping[str, Sequence[tuple[float, float]]], title: str = "", x_name: str = "step") -> str:
+    """Lines through (x, y) points on the same axes, each named in its colour above them; three at the most."""
+    named = {n: sorted((x, y) for x, y in points if _drawable(x) and _drawable(y)) for n, points in named.items()}
     width, height, left, right, top, bottom = 520, 200, 52, 12, 30, 24
-    if not points:
+    found = [p for points in named.values() for p in points]
+    if not found:
         return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
-    x0, x1 = _range([x for x, _ in points])
-    y0, y1 = _range([y for _, y in points])
+    x0, x1 = _range([x for x, _ in found])
+    y0, y1 = _range([y for _, y in found])
     wide, tall = width - left - right, height - top - bottom
-    path = " ".join(
-        f"{left + wide * (x - x0) / (x1 - x0):.1f},{top + tall * (y1 - y) / (y1 - y0):.1f}" for x, y in points
-    )
     body = [
         _text(10, 18, title, bold=True),
         _line(left, top + tall + 0.5, width - right, top + tall + 0.5, FAINT),
         _line(left - 0.5, top, left - 0.5, top + tall, FAINT),
-        f"<polyline points='{path}' fill='none' stroke='{FILL}' stroke-width='2' stroke-linejoin='round'/>",
         _text(left - 6, top + 10, short(y1), "end"),
         _text(left - 6, top + tall, short(y0), "end"),
         _text(left, height - 6, f"{x_name} {short(x0)}"),
         _text(width - right, height - 6, short(x1), "end"),
     ]
+    end = width - right
+    for (name, points), colour in zip(reversed(named.items()), (FAINT, MARK, FILL)[-len(named) :], strict=True):
+        at = [(left + wide * (x - x0) / (x1 - x0), top + tall * (y1 - y) / (y1 - y0)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        body.append(
+            f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2' stroke-linejoin='round'/>"
+        )
+        if name:
+            body.append(_text(end, 18, name, "end", colour))
+            end -= 7 * len(name) + 16
     return _svg(width, height, "".join(body))
 
 
