@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= .thresher
 
-.PHONY: install demo test test-real evidence ui lint
+.PHONY: install demo test test-real evidence evidence-pages ui lint
 install: .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml
@@ -22,9 +22,16 @@ test: install
 test-real: install
 	$(BIN)/python -m pytest -q -m real
 
+# Everything that is measured in docs/, from nothing; an hour and a half on two cores.
 evidence: install
 	$(BIN)/thresher run examples/snips/loop.yaml --set 'seeds=[0,1,2]' --report docs/evidence-snips.md --store $(STORE); \
 	code=$$?; test $$code -eq 0 -o $$code -eq 3
+	for name in snips clinc15; do $(BIN)/thresher compare examples/$$name/compare.yaml --store $(STORE) \
+	--write docs/evidence/$$name.json --write docs/evidence/$$name.md || exit 1; done
+
+# The same pages of comparisons, from the results that are committed; in seconds.
+evidence-pages: install
+	for name in snips clinc15; do $(BIN)/thresher compare docs/evidence/$$name.json --write docs/evidence/$$name.md || exit 1; done
 
 ui: install
 	$(BIN)/thresher ui --store $(STORE)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -55,8 +56,14 @@ def train_one(
     """Train an adapter on a choice; stops the run if a row of the held-out set has reached it."""
     store, guard = Store(root), find_step("heldout-overlap")
     guarded = run_step(store, guard, guard.config(), rows, {"heldout": heldout})
-    if reached := store.manifest(guarded).counts.get("dropped by heldout", 0):
-        raise StoreError(f"{reached} rows of {rows} stand in the held-out set; training on them is refused")
+    if store.manifest(guarded).counts.get("dropped by heldout"):
+        marked = pl.col("drop_reason").str.starts_with("heldout")
+        reached = store.read(guarded, ["id", "drop_reason"]).filter(marked)["id"].to_list()
+        named = ", ".join(reached[:5]) + (" …" if len(reached) > 5 else "")
+        raise StoreError(
+            f"{len(reached)} rows of {rows} stand in the held-out set, and training on them is refused: {named}; "
+            "`thresher explain` says where each came from"
+        )
     with _stage(label, store, name) as done, bar(label) as progress:
         return done(train_adapter(store, rows, EngineSpec(model=model), train_settings(settings), progress))
 

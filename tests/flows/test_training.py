@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.engines import EngineError, EngineSpec, identity, leases, release
+from flows.tasks import train_one
 from flows.training import train_adapter
 from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
@@ -93,3 +94,11 @@ def test_a_training_killed_in_the_middle_leaves_nothing_to_be_seen(store, tiny_m
     store.sweep()
     assert list((store.root / "tmp").iterdir()) == []
     assert store.exists(train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG))
+
+
+def test_training_on_a_row_of_the_held_out_set_is_refused_by_name(store):
+    put(store, "heldout", rows(("what is the weather like in the city of Bremen", "sunny"), id=["h0"]))
+    put(store, "leaked", rows(("a", "yes"), ("What is the weather like in the city of Bremen?", "rain")))
+    with pytest.raises(StoreError, match=r"1 rows of leaked stand in the held-out set.* refused: r1; .*explain"):
+        train_one.fn("train", store.root, "leaked", "heldout", "nano", {}, "made")
+    assert store.ids() and not any(d.startswith("train-") for d in store.ids())
