@@ -22,10 +22,10 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
         a["difference"]["holm"] = p
     for a in arms:
         a["sentence"] = sentence(a, results, len(compared))
-    untuned = st.estimate(_matrix([{"answers": results["untuned"]}]))
+    untuned = _within(st.estimate(_matrix([{"answers": results["untuned"]}])), 0)
     return {
         "verdict": verdict(arms, results),
-        "untuned": asdict(untuned),
+        "untuned": untuned,
         "arms": arms,
         "worth": [w for a in arms if (w := _worth(a, arms))],
         "comparisons": len(compared),
@@ -38,7 +38,7 @@ def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict])
     said["failed"] = next((c["failed"] for c in cells if c["failed"]), None)
     if not done:
         return said
-    said |= {"accuracy": asdict(st.estimate(_matrix(done)))}
+    said["accuracy"] = _within(st.estimate(_matrix(done)), 0)
     if all("loss" in c["answers"] for c in done):
         said["loss"] = asdict(st.estimate(np.array([c["answers"]["loss"] for c in done])))
     for what in ("taken", "trained_tokens", "training_seconds", "spoilt"):
@@ -52,7 +52,7 @@ def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict])
     if pairs:
         difference = _matrix([c for c, _ in pairs]) - _matrix([b for _, b in pairs])
         found = st.spread(difference)
-        said["difference"] = asdict(st.estimate(difference)) | {"against": against}
+        said["difference"] = _within(st.estimate(difference), -1) | {"against": against}
         said["same_rows"] = all(c["choice"] == b["choice"] for c, b in pairs)
         said["seeds_to_show"] = st.seeds_to_show(found, WORTHWHILE) if len(pairs) > 1 else None
     return said
@@ -108,6 +108,11 @@ def sentence(arm: dict[str, Any], results: dict[str, Any], comparisons: int) -> 
     return f"no difference between {name} and random could be shown with {with_} ({_points(d)}){shown}{few}."
 
 
+def _within(found: st.Estimate, least: float) -> dict[str, float]:
+    """As plain values, the interval no wider than shares (or their differences) can be."""
+    return asdict(found) | {"low": max(found.low, least), "high": min(found.high, 1.0)}
+
+
 def _points(d: dict[str, float]) -> str:
     """The interval, in points, as seen from the side that is ahead."""
     low, high = sorted((d["low"], d["high"]) if d["mean"] >= 0 or d["p"] >= 0.05 else (-d["high"], -d["low"]))
@@ -121,9 +126,9 @@ def _cost(choosing: dict[str, float]) -> str:
 
 
 def _worth(arm: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """How many random rows do what an arm's rows do, read off the curve of random through its budgets."""
+    """How many random rows do what an arm's rows do, read off the curve of random; where a difference was shown."""
     curve = sorted((a["taken"], a["accuracy"]["mean"]) for a in arms if a["arm"] == "random" and "accuracy" in a)
-    if arm["arm"] in ("random", "full") or "accuracy" not in arm or len(curve) < 2:
+    if arm["arm"] == "full" or "difference" not in arm or arm["difference"]["holm"] >= 0.05 or len(curve) < 2:
         return None
     rows, accuracy = map(np.array, zip(*curve, strict=True))
     rising = IsotonicRegression().fit_transform(np.log(rows), accuracy)

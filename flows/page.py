@@ -47,18 +47,17 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
     out += [f"- {escape(sentence, quote=False)}" for sentence in _sentences(said)]
     drawn = svg.intervals(_bars(results, said), "held-out accuracy")
     out += ["", svg.image(drawn, "held-out accuracy of each arm"), ""]
-    out += ["| arm | rows | accuracy | 95 % interval | ahead of random | chance ahead | p, corrected | "]
-    out[-1] += "spoilt | " if results["spoilt"] is not None else ""
-    out[-1] += "choosing: seconds | requests | generated tokens | training: seconds | tokens |"
-    out += ["|---" * (out[-1].count("|") - 1) + "|"]
+    spoilt = ["spoilt"] if results["spoilt"] is not None else []
+    head = ["arm", "rows", "accuracy", "95 % interval", "ahead of random", "chance ahead", "p, corrected", *spoilt]
     u = said["untuned"]
-    blank = out[-1].count("|") - 5
-    out += [f"| untuned |  | {u['mean']:.1%} | {u['low']:.1%} to {u['high']:.1%} |" + " |" * blank]
-    out += [_row(a, results) for a in said["arms"]]
-    out += [""]
+    untuned = ["untuned", "", f"{u['mean']:.1%}", f"{u['low']:.1%} to {u['high']:.1%}"]
+    out += _table(head, [untuned, *(_cells(a, results) for a in said["arms"])])
     if len(results["sizes"]) > 1:
         out += [svg.image(curves(results, said), "accuracy against the size of the choice"), ""]
         out += _spoken_worth(said)
+    out += ["## What it cost", "", "Means over seeds, of all that the choice needed, as if nothing had been there.", ""]
+    head = ["arm", "choosing: seconds", "model calls", "generated tokens", "training: seconds", "tokens"]
+    out += _table(head, [_costs(a) for a in said["arms"] if "accuracy" in a])
     out += _overlap(results)
     few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
     here = results["seconds"]
@@ -71,8 +70,7 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
         "",
         "An interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
         "both); a difference from random is paired by seed and row. Chance ahead: that the true difference is over 0.",
-        f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown. Costs are",
-        "means over seeds, of all that the choice needed, as if nothing had been there.",
+        f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown.",
         "",
         f"Made in {here['here']:,.0f} s, of which {here['computing']:,.0f} s in steps and trainings.",
         "",
@@ -142,18 +140,27 @@ def _bars(results: dict[str, Any], said: dict[str, Any]) -> list[tuple[str, floa
     return [(name, e["mean"], e["low"], e["high"]) for name, e in shown]
 
 
-def _row(a: dict[str, Any], results: dict[str, Any]) -> str:
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *([*cells, *[""] * (len(head) - len(cells))] for cells in rows)]
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]
+
+
+def _cells(a: dict[str, Any], results: dict[str, Any]) -> list[str]:
     if "accuracy" not in a:
-        return f"| {a['arm']} | failed |"
-    e, d, c = a["accuracy"], a.get("difference"), a["choosing"]
+        return [a["arm"], "failed"]
+    e, d = a["accuracy"], a.get("difference")
     less = "" if a["size"] is None or results["unit"] != "rows" or a["taken"] == a["size"] else f" of {a['size']:,}"
     cells = [a["arm"], f"{a['taken']:,.0f}{less}", f"{e['mean']:.1%}", f"{e['low']:.1%} to {e['high']:.1%}"]
-    ahead = [f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"] if d else [""]
-    cells += ahead + ([f"{d['ahead']:.1%}", f"{d['holm']:.3f}"] if d else ["", ""])
-    cells += [f"{a['spoilt']:.1%}"] if results["spoilt"] is not None else []
-    cells += [f"{c['seconds']:,.0f}", f"{c['requests']:,.0f}", f"{c['generated_tokens']:,.0f}"]
-    cells += [f"{a['training_seconds']:,.0f}", f"{a['trained_tokens']:,.0f}"]
-    return "| " + " | ".join(cells) + " |"
+    cells += [f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"] if d else [""]
+    cells += [f"{d['ahead']:.1%}", f"{d['holm']:.3f}"] if d else ["", ""]
+    return cells + ([f"{a['spoilt']:.1%}"] if results["spoilt"] is not None else [])
+
+
+def _costs(a: dict[str, Any]) -> list[str]:
+    c = a["choosing"]
+    spent = [c["seconds"], c["requests"], c["generated_tokens"], a["training_seconds"], a["trained_tokens"]]
+    name = f"{a['arm']} {a['size']:,}" if a["size"] else a["arm"]
+    return [name, *(f"{amount:,.0f}" for amount in spent)]
 
 
 def _spoken_worth(said: dict[str, Any]) -> list[str]:
@@ -175,11 +182,13 @@ def _overlap(results: dict[str, Any]) -> list[str]:
         "Of all rows that either took (Jaccard index), mean over seeds.",
         "",
     ]
-    out += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for a in names:
-        cells = ["" if a == b else f"{found.get(frozenset((a, b)), float('nan')):.2f}" for b in names]
-        out.append(f"| {a} | " + " | ".join(cells) + " |")
-    return [*out, ""]
+    found |= {frozenset((name,)): None for name in names}
+    cells = [[a, *(_share(found.get(frozenset((a, b)))) for b in names)] for a in names]
+    return [*out, *_table(["", *names], cells)]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _whisker(e: dict[str, float], low: float, high: float, wide: int = 32) -> str:

@@ -128,7 +128,7 @@ def test_pages_are_made_again_from_results(tmp_path):
         page.write(tmp_path / name, found)
     assert page.read_results(tmp_path / "page.json") == found
     html = (tmp_path / "page.html").read_text()
-    assert html.startswith("<!doctype html>") and html.count("<table>") == 2 and "Take clear" in html
+    assert html.startswith("<!doctype html>") and html.count("<table>") == 3 and "Take clear" in html
     with pytest.raises(ConfigError, match=r"ends in .md, .html or .json"):
         page.write(tmp_path / "page.txt", found)
     (tmp_path / "page.json").write_text("{}")
