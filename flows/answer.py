@@ -22,7 +22,7 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
         a["difference"]["holm"] = p
     for a in arms:
         a["sentence"] = sentence(a, results, len(compared))
-    untuned = _within(st.estimate(_matrix([{"answers": results["untuned"]}])), 0)
+    untuned = asdict(st.estimate(_matrix([{"answers": results["untuned"]}]), 0, 1))
     return {
         "verdict": verdict(arms, results),
         "untuned": untuned,
@@ -38,7 +38,7 @@ def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict])
     said["failed"] = next((c["failed"] for c in cells if c["failed"]), None)
     if not done:
         return said
-    said["accuracy"] = _within(st.estimate(_matrix(done)), 0)
+    said["accuracy"] = asdict(st.estimate(_matrix(done), 0, 1))
     if all("loss" in c["answers"] for c in done):
         said["loss"] = asdict(st.estimate(np.array([c["answers"]["loss"] for c in done])))
     for what in ("taken", "trained_tokens", "training_seconds", "spoilt"):
@@ -52,7 +52,7 @@ def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict])
     if pairs:
         difference = _matrix([c for c, _ in pairs]) - _matrix([b for _, b in pairs])
         found = st.spread(difference)
-        said["difference"] = _within(st.estimate(difference), -1) | {"against": against}
+        said["difference"] = asdict(st.estimate(difference, -1, 1)) | {"against": against}
         said["same_rows"] = all(c["choice"] == b["choice"] for c, b in pairs)
         said["seeds_to_show"] = st.seeds_to_show(found, WORTHWHILE) if len(pairs) > 1 else None
     return said
@@ -106,11 +106,6 @@ def sentence(arm: dict[str, Any], results: dict[str, Any], comparisons: int) -> 
         shown = f"; a difference of {WORTHWHILE * 100:.0f} points would most likely have been seen"
     with_ = f"{seeds} seeds" if seeds > 1 else "one seed"
     return f"no difference between {name} and random could be shown with {with_} ({_points(d)}){shown}{few}."
-
-
-def _within(found: st.Estimate, least: float) -> dict[str, float]:
-    """As plain values, the interval no wider than shares (or their differences) can be."""
-    return asdict(found) | {"low": max(found.low, least), "high": min(found.high, 1.0)}
 
 
 def _points(d: dict[str, float]) -> str:

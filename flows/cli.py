@@ -220,7 +220,7 @@ def evaluate(
     store: StoreOption = Path(".thresher"),
 ) -> None:
     """Answer a dataset's prompts and count the right answers, with a 95 % interval."""
-    from flows.report import interval
+    from flows.statistics import estimate
 
     place, typed = open_store(store), {"student": model, "student_adapter": adapter}
     config = settings("evaluate", {"max_tokens": max_tokens})
@@ -229,11 +229,9 @@ def evaluate(
     if live.is_empty():
         raise StoreError(f"{dataset} has no live row to evaluate on")
     correct = live["student_correct"].fill_null(False).cast(pl.Float64).to_numpy()
-    low, high = interval(correct)
-    found = {"dataset": made, "rows": len(correct), "accuracy": float(correct.mean()), "low": low, "high": high}
-    typer.echo(
-        json.dumps(found) if as_json else f"{correct.mean():.1%} ({low:.1%} to {high:.1%}) of {len(correct):,} rows"
-    )
+    e = estimate(correct[None, :], 0, 1)
+    found = {"dataset": made, "rows": len(correct), "accuracy": e.mean, "low": e.low, "high": e.high}
+    typer.echo(json.dumps(found) if as_json else f"{e.mean:.1%} ({e.low:.1%} to {e.high:.1%}) of {len(correct):,} rows")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from prefect import flow
 
 from curation.step import find_step
@@ -14,6 +13,7 @@ from flows.engines import EngineSpec
 from flows.models import role_models
 from flows.progress import say
 from flows.publish import Published, publish_report
+from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
 from storage.store import Store
 
@@ -161,5 +161,4 @@ def _gained(store: Store, rounds: list[report.Round]) -> bool:
     before, now = (store.read(r.validation, ["id", "student_correct"]).sort("id") for r in rounds[-2:])
     both = before.join(now, on="id", suffix="_now")
     gain = (both["student_correct_now"].cast(float) - both["student_correct"].cast(float)).fill_null(0.0).to_numpy()
-    low, _ = report.interval(gain) if len(gain) else (np.inf, np.inf)
-    return low > 0
+    return not len(gain) or estimate(gain[None, :]).low > 0

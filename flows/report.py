@@ -8,9 +8,8 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from flows import svg
+from flows.statistics import estimate
 from storage.store import Manifest, Store
-
-REPEATS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +50,19 @@ class Arm:
 
 
 def arms(store: Store, runs: list[SeedRun]) -> list[Arm]:
-    """Accuracy of each arm with a 95 % interval: bootstrap over held-out rows, and over seeds if there are several."""
+    """Accuracy of each arm, and its paired difference from random, with 95 % intervals over rows and seeds."""
     names = dict.fromkeys(name for run in sorted(runs, key=lambda r: -len(r.rounds)) for name in run.arms)
     # A seed whose loop stopped earlier stands with its last round for the later ones.
     correct = {n: _correct(store, [run.arms.get(n, run.rounds[-1].heldout) for run in runs]) for n in names}
-    baseline = correct.get("random")
-    drawn = _resamples(next(iter(correct.values())).shape)
-    out = []
+    baseline, out = correct.get("random"), []
     for name, matrix in correct.items():
-        means = _means(matrix, drawn)
-        low, high = np.percentile(means, [2.5, 97.5])
-        arm = [name, float(matrix.mean()), float(low), float(high)]
+        found = estimate(matrix, 0, 1)
+        arm = [name, found.mean, found.low, found.high]
         if baseline is not None and name != "random":
-            difference = means - _means(baseline, drawn)
-            arm += [float(matrix.mean() - baseline.mean()), *map(float, np.percentile(difference, [2.5, 97.5]))]
+            lead = estimate(matrix - baseline, -1, 1)
+            arm += [lead.mean, lead.low, lead.high]
         out.append(Arm(*arm))
     return out
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over rows."""
-    means = _means(values[None, :], _resamples((1, len(values))))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def filter_quality(store: Store, run: SeedRun, spoilt: set[int]) -> list[dict]:
@@ -223,14 +212,3 @@ def _correct(store: Store, evaluations: list[str]) -> np.ndarray:
     """Held-out correctness, shape (seeds, rows), the rows in one order."""
     frames = [store.read(d, ["id", "student_correct"]).sort("id") for d in evaluations]
     return np.array([f["student_correct"].fill_null(False).to_numpy() for f in frames], dtype=float)
-
-
-def _resamples(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds and rows drawn with replacement, the same for every arm, so that differences are paired."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, shape[0], (REPEATS, shape[0])), rng.integers(0, shape[1], (REPEATS, shape[1]))
-
-
-def _means(matrix: np.ndarray, drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    seeds, rows = drawn
-    return np.array([matrix[s][:, r].mean() for s, r in zip(seeds, rows, strict=True)])

@@ -70,14 +70,19 @@ def spread(values: np.ndarray) -> Spread:
     )
 
 
-def estimate(values: np.ndarray) -> Estimate:
-    """The mean of a matrix, shape (seeds, rows), over seeds and rows that might have been others."""
+def estimate(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> Estimate:
+    """The mean of a matrix, shape (seeds, rows), over seeds and rows that might have been others.
+
+    The interval does not leave `least` to `most`, such as 0 to 1 for shares.
+    """
     mean, (error, df) = float(values.mean()), spread(values).error()
+    if values.size == 1:  # one number tells nothing of how others would differ
+        return Estimate(mean, least, most, 1.0, 0.5)
     if error == 0:
         return Estimate(mean, mean, mean, float(mean == 0), float(mean > 0) if mean else 0.5)
-    width = stats.t.ppf((1 + LEVEL) / 2, df) * error
-    t = mean / error
-    return Estimate(mean, mean - width, mean + width, float(2 * stats.t.sf(abs(t), df)), float(stats.t.cdf(t, df)))
+    width, t = float(stats.t.ppf((1 + LEVEL) / 2, df) * error), mean / error
+    low, high = max(mean - width, least), min(mean + width, most)
+    return Estimate(mean, low, high, float(2 * stats.t.sf(abs(t), df)), float(stats.t.cdf(t, df)))
 
 
 def holm(p: list[float]) -> list[float]:

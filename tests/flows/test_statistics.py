@@ -74,6 +74,12 @@ def test_without_any_spread_the_mean_is_certain():
     assert told(st.estimate(np.ones((3, 4)))) == (1, 1, 1, 0)
 
 
+def test_one_number_tells_nothing_and_a_share_stays_one():
+    assert told(st.estimate(np.ones((1, 1)), 0, 1)) == (1, 0, 1, 1)
+    found = st.estimate(np.array([[1.0] * 9 + [0.0]]), 0, 1)
+    assert (found.mean, found.high) == (0.9, 1.0) and 0.6 < found.low < 0.8
+
+
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9], [0.049, 0.001, 0.03, 0.7, 0.02]])
 def test_holm_is_that_of_statsmodels(p):
     assert st.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
