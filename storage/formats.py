@@ -92,7 +92,9 @@ def _alpaca(record: Record) -> tuple[Messages, None]:
     if not asked.strip() and not more.strip():
         raise Unusable("no prompt: 'instruction' and 'input' are empty")
     said = [message("system", system)] if system.strip() else []
-    for turn in record.get("history") or []:
+    if not isinstance(history := record.get("history") or [], list):
+        raise Unusable(f"'history' is {kind(history)}, not a list of pairs of texts")
+    for turn in history:
         if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
             raise Unusable("'history' is not a list of pairs of texts")
         said += [message("user", storable(turn[0])), message("assistant", storable(turn[1]))]

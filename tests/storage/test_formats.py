@@ -109,6 +109,7 @@ def test_a_record_becomes_messages(path, format, record, expected):
         ('{"instruction": ["Add."], "output": "4"}', "'instruction' is a list, not text"),
         ('{"instruction": " ", "input": "", "output": "4"}', "no prompt: 'instruction' and 'input' are empty"),
         ('{"instruction": "A", "output": "4", "history": ["Hi"]}', "'history' is not a list of pairs of texts"),
+        ('{"instruction": "A", "output": "4", "history": 1}', "'history' is a number, not a list of pairs of texts"),
         ('{"instruction": "Add.", "output": "%s"}' % ("4" * 997), "row of 1,001 characters is over the limit of 1,000"),
         ('{"instruction": %s, "output": "4"}' % ("1" * 5000), "not JSON: Exceeds the limit (4300 digits)"),
         ("[" * 100_000, "not JSON: nested too deeply"),
