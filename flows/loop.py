@@ -132,7 +132,8 @@ class Turn:
         return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
 
     def evaluate(self, what: str, rows: str, adapter: str | None, likelihood: bool = False) -> str:
-        use = Use(step="evaluate", **{"with": {**self.config.evaluate, "likelihood": likelihood}})
+        said = self.config.evaluate
+        use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
         student = EngineSpec(model=self.config.model, adapter=str(self.store.files(adapter)) if adapter else None)
         return run_one_step(
             self._label(what), self.root, use.step, use.config(), rows, {}, {"student": student}, self._name(what)

@@ -14,7 +14,7 @@ from flows import svg
 from flows.answer import answer
 from flows.config import ConfigError
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;
 text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}img{max-width:100%}
 @media(prefers-color-scheme:dark){body{background:#16181d;color:#ddd}th,td{border-color:#3a3d45}}"""
@@ -53,7 +53,9 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
     untuned = ["untuned", "", f"{u['mean']:.1%}", f"{u['low']:.1%} to {u['high']:.1%}"]
     out += _table(head, [untuned, *(_cells(a, results) for a in said["arms"])])
     if len(results["sizes"]) > 1:
-        out += [svg.image(curves(results, said), "accuracy against the size of the choice"), ""]
+        for metric in ("accuracy", "loss"):
+            if any(metric in a for a in said["arms"]):
+                out += [svg.image(curves(results, said, metric), f"{metric} against the size of the choice"), ""]
         out += _spoken_worth(said)
     out += ["## What it cost", "", "Means over seeds, of all that the choice needed, as if nothing had been there.", ""]
     head = ["arm", "choosing: seconds", "model calls", "generated tokens", "training: seconds", "tokens"]
@@ -119,13 +121,14 @@ def terminal(results: dict[str, Any], said: dict[str, Any]) -> str:
     return console.file.getvalue().rstrip()
 
 
-def curves(results: dict[str, Any], said: dict[str, Any]) -> str:
+def curves(results: dict[str, Any], said: dict[str, Any], metric: str) -> str:
+    """A metric against the size of the choice, a line with its band for every arm."""
     lines: dict[str, list] = {}
     for a in said["arms"]:
-        if "accuracy" in a and a["size"]:
-            e = a["accuracy"]
+        if metric in a and a["size"]:
+            e = a[metric]
             lines.setdefault(a["arm"], []).append((a["size"], e["mean"], e["low"], e["high"]))
-    return svg.bands(lines, "held-out accuracy", results["unit"])
+    return svg.bands(lines, f"held-out {metric}", results["unit"])
 
 
 def _sentences(said: dict[str, Any]) -> list[str]:

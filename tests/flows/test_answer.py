@@ -136,3 +136,13 @@ def test_pages_are_made_again_from_results(tmp_path):
         page.read_results(tmp_path / "page.json")
     with pytest.raises(ConfigError, match="there is no file"):
         page.read_results(tmp_path / "nowhere.json")
+
+
+def test_a_loss_that_was_measured_has_a_curve_of_its_own():
+    found = results({"random": 0.0, "clear": 0.1}, sizes=(100, 200))
+    assert page.markdown(found, answer(found)).count("<img") == 2
+    for c in found["cells"]:
+        c["answers"]["loss"] = [1.5 if x == "1" else 2.5 for x in c["answers"]["right"]]
+    arm = by_arm(answer(found))["clear"]
+    assert arm["loss"]["mean"] == pytest.approx(2.5 - arm["accuracy"]["mean"])
+    assert page.markdown(found, answer(found)).count("<img") == 3
