@@ -237,8 +237,6 @@ def evaluate(
 def main() -> None:
     """Entry point: turns what a person can mend into one line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait give their core away sooner than by default (300,000):
-        os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as quick on quiet cores, and much quicker on busy ones
     debug = bool(os.environ.get("THRESHER_DEBUG"))
     try:
         app()
