@@ -63,20 +63,13 @@ class Spoilt:
 def spoil(rows: pl.DataFrame, noise: Noise) -> Spoilt:
     """Spoil round(rate * rows) answers; every other row stays as it is.
 
-    Raises StepError where the rate leaves nothing spoilt or nothing clean, where a source has nothing to swap in, or
-    where too few rows can be spoilt in the kinds asked for.
+    Raises StepError where the rate leaves nothing spoilt or nothing clean, or where too few rows can be spoilt in the
+    kinds asked for, such as by swapping answers where all rows of a source have one.
     """
     rows, wanted = rows.select(ROW.names).sort("id"), round(noise.rate * rows.height)
     if not 0 < wanted < rows.height:
         raise StepError(f"rate {noise.rate} of {rows.height} rows spoils {wanted}; some must be spoilt and some not")
     told = _told(rows)
-    if {"swap", "near-duplicate"} & set(noise.kinds) and (
-        alone := told.filter(pl.col("size") == pl.col("alike"))
-    ).height:
-        raise StepError(
-            f"source {alone['source'][0]!r} has one distinct answer, so no other can be swapped in; "
-            "leave swap and near-duplicate out of --kinds"
-        )
     left = told.with_columns(u=_draw(told, noise, 0)).sort("u", "id")
     found: list[pl.DataFrame] = []
     while (missing := wanted - sum(f.height for f in found)) and left.height:

@@ -17,17 +17,17 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
     for cell in results["cells"]:
         grouped.setdefault((cell["arm"], cell["size"]), []).append(cell)
     arms = [_arm(results, arm, size, cells) for (arm, size), cells in grouped.items()]
-    compared = [a for a in arms if a.get("difference")]
+    compared = [a for a in arms if "difference" in a]
     for a, p in zip(compared, st.holm([a["difference"]["p"] for a in compared]), strict=True):
         a["difference"]["holm"] = p
     for a in arms:
+        a["seeds_to_show"] = _seeds_to_show(results, a, len(compared))
         a["sentence"] = sentence(a, results, len(compared))
-    untuned = asdict(st.estimate(_matrix([{"answers": results["untuned"]}]), 0, 1))
     return {
         "verdict": verdict(arms, results),
-        "untuned": untuned,
+        "untuned": asdict(st.estimate(_matrix([{"answers": results["untuned"]}]), 0, 1)),
         "arms": arms,
-        "worth": [w for a in arms if (w := _worth(a, arms))],
+        "worth": [w for a in arms if results["baseline"] == "random" and (w := _worth(a, arms))],
         "comparisons": len(compared),
     }
 
@@ -35,7 +35,7 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
 def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict]) -> dict[str, Any]:
     done = [c for c in cells if not c["failed"]]
     said: dict[str, Any] = {"arm": arm, "size": size, "seeds": [c["seed"] for c in done]}
-    said["failed"] = next((c["failed"] for c in cells if c["failed"]), None)
+    said["failed"] = {c["seed"]: c["failed"] for c in cells if c["failed"]}
     if not done:
         return said
     said["accuracy"] = asdict(st.estimate(_matrix(done), 0, 1))
@@ -45,67 +45,97 @@ def _arm(results: dict[str, Any], arm: str, size: int | None, cells: list[dict])
         if what in done[0]:
             said[what] = float(np.mean([c[what] for c in done]))
     said["choosing"] = {k: float(np.mean([c["choosing"][k] for c in done])) for k in done[0]["choosing"]}
-    if arm == "random":
-        return said
-    against = size or max(results["sizes"])
-    pairs = [(c, b) for c in done if (b := _cell(results, "random", against, c["seed"]))]
-    if pairs:
-        difference = _matrix([c for c, _ in pairs]) - _matrix([b for _, b in pairs])
-        found = st.spread(difference)
-        said["difference"] = asdict(st.estimate(difference, -1, 1)) | {"against": against}
+    if pairs := _pairs(results, arm, size):
+        against = float(np.mean([b["taken"] for _, b in pairs]))
+        said["difference"] = asdict(st.estimate(_difference(pairs), -1, 1)) | {"against": against, "seeds": len(pairs)}
         said["same_rows"] = all(c["choice"] == b["choice"] for c, b in pairs)
-        said["seeds_to_show"] = st.seeds_to_show(found, WORTHWHILE) if len(pairs) > 1 else None
     return said
 
 
+def _pairs(results: dict[str, Any], arm: str, size: int | None) -> list[tuple[dict, dict]]:
+    """Cells of an arm, each beside the baseline's with the same seed; `full` stands beside the largest."""
+    if arm == results["baseline"]:
+        return []
+    done = {(c["arm"], c["size"], c["seed"]): c for c in results["cells"] if not c["failed"]}
+    base = (results["baseline"], None if results["baseline"] == "full" else size or max(results["sizes"]))
+    both = ((done.get((arm, size, seed)), done.get((*base, seed))) for seed in results["seeds"])
+    return [(c, b) for c, b in both if c and b]
+
+
+def _difference(pairs: list[tuple[dict, dict]]) -> np.ndarray:
+    return _matrix([c for c, _ in pairs]) - _matrix([b for _, b in pairs])
+
+
+def _seeds_to_show(results: dict[str, Any], arm: dict[str, Any], comparisons: int) -> int | None:
+    """Seeds that would show a difference worth having, corrected for as many comparisons; None if none would."""
+    pairs = _pairs(results, arm["arm"], arm["size"])
+    if len(pairs) < 2:
+        return None
+    return st.seeds_to_show(st.spread(_difference(pairs)), WORTHWHILE, 0.05 / comparisons)
+
+
 def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
-    """What to do, in a sentence or two."""
-    shown = [a for a in arms if a.get("difference") and a["difference"]["holm"] < 0.05]
-    better = sorted((a for a in shown if a["difference"]["mean"] > 0), key=lambda a: -a["accuracy"]["mean"])
-    if not any(a.get("difference") for a in arms):
-        return "There is nothing to compare random rows with: name arms in the config, or see why they failed."
+    """What to do, in a sentence or two, of the arms that had the largest budget."""
+    base, seeds = results["baseline"], len(results["seeds"])
+    compared = [a for a in arms if "difference" in a and a["size"] in (max(results["sizes"]), None)]
+    with_ = f"with {seeds} seeds" if seeds > 1 else "with one seed; run three or more"
+    if not compared:
+        return f"There is nothing to compare with {base}: it failed, or no other arm stands."
+    better = [a for a in compared if a["difference"]["holm"] < 0.05 and a["difference"]["mean"] > 0]
     if better:
-        best, others = better[0], list(dict.fromkeys(a["arm"] for a in better[1:] if a["arm"] != better[0]["arm"]))
-        size = f" with {best['taken']:,.0f} rows" if best["size"] else ""
-        also = f" Also better than random: {', '.join(others)}." if others else ""
-        return f"Take {best['arm']}{size}: {best['accuracy']['mean']:.1%} of the held-out rows right.{also}"
-    seeds = [a["seeds_to_show"] for a in arms if a.get("seeds_to_show")]
-    most = max(seeds, default=0)
-    more = f" {most} seeds would show a difference of 2 points." if most > len(results["seeds"]) else ""
-    more = " More held-out rows would show more than more seeds." if most > 20 else more
-    return f"Take random rows: nothing was shown to be better with {len(results['seeds'])} seeds.{more}"
+        best, *others = sorted(better, key=lambda a: -a["accuracy"]["mean"])
+        rows = f"{best['arm']}, {best['taken']:,.0f} rows" if best["size"] else "the full pool"
+        also = f" Also better than {base}: {', '.join(a['arm'] for a in others)}." if others else ""
+        return f"Take {rows}: {best['accuracy']['mean']:.1%} of the held-out rows right, {with_}.{also}"
+    needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full"]
+    more = ""
+    if seeds > 1 and needed:
+        few = None in needed or max(needed) > 20
+        points = f"{WORTHWHILE * 100:.0f} points"
+        more = f" {max(n or 0 for n in needed)} seeds would most likely show a difference of {points}."
+        more = f" For differences of {points} the held-out rows are too few." if few else more
+    return f"Keep {base}: nothing was shown to be better {with_}.{more}"
 
 
 def sentence(arm: dict[str, Any], results: dict[str, Any], comparisons: int) -> str:
     """What can be said of an arm in one plain sentence, and no more than that."""
     size = f" at {arm['size']:,} {results['unit']}" if arm["size"] and len(results["sizes"]) > 1 else ""
-    name = f"{arm['arm']}{size}"
-    if arm["failed"] and "accuracy" not in arm:
-        return f"{name} could not be run: {arm['failed']}"
+    name, base = f"{arm['arm']}{size}", results["baseline"]
+    failed = "; ".join(f"seed {seed}: {why}" for seed, why in arm["failed"].items())
+    if "accuracy" not in arm:
+        return f"{name} could not be run: {next(iter(arm['failed'].values()))}"
+    without = f" Failed with {failed}" if failed else ""
     if "difference" not in arm:
-        return f"{name} is right on {arm['accuracy']['mean']:.1%} of the held-out rows."
-    d, seeds = arm["difference"], len(arm["seeds"])
+        return f"{name} is right on {arm['accuracy']['mean']:.1%} of the held-out rows.{without}"
     if arm["same_rows"]:
-        return f"{name} chose the same rows as random, so there is nothing to compare."
-    points = f"{abs(d['mean']) * 100:.1f} points ({_points(d)})"
-    what = "at the same optimiser steps" if arm["arm"] == "full" else f"at the same {d['against']:,} {results['unit']}"
+        return f"{name} chose the same rows as {base}, so there is nothing to compare.{without}"
+    d = arm["difference"]
+    points, seeds = f"{abs(d['mean']) * 100:.1f} points ({_points(d)})", d["seeds"]
     few = "" if seeds > 1 else "; one seed says nothing about other seeds: run three or more"
     if d["holm"] < 0.05:
         cost = f"; {_cost(arm['choosing'])}" if arm["arm"] not in ("full", "longest") else ""
-        return f"{name} {'beats' if d['mean'] > 0 else 'is behind'} random by {points} {what}{cost}{few}."
+        told = f"{'beats' if d['mean'] > 0 else 'is behind'} {base} by {points} {_at(arm)}{cost}"
+        return f"{name} {told}{few}.{without}"
     if d["p"] < 0.05:
-        return (
-            f"{name} is {'ahead of' if d['mean'] > 0 else 'behind'} random by {points} {what}, which among "
-            f"{comparisons} comparisons may be chance{few}."
-        )
-    more = arm["seeds_to_show"]
-    shown = f"; about {more} would show {WORTHWHILE * 100:.0f} points" if more and more > seeds else ""
-    if seeds > 1 and not more:
-        shown = f"; no number of seeds would show {WORTHWHILE * 100:.0f} points on so few held-out rows"
-    if more and more <= seeds:
-        shown = f"; a difference of {WORTHWHILE * 100:.0f} points would most likely have been seen"
-    with_ = f"{seeds} seeds" if seeds > 1 else "one seed"
-    return f"no difference between {name} and random could be shown with {with_} ({_points(d)}){shown}{few}."
+        told = f"{'ahead of' if d['mean'] > 0 else 'behind'} {base} by {points} {_at(arm)}"
+        return f"{name} is {told}, which among {comparisons} comparisons may be chance{few}.{without}"
+    with_ = f"{seeds} seeds ({_points(d)}){_what_would_show(arm, seeds)}" if seeds > 1 else f"one seed ({_points(d)})"
+    return f"no difference between {name} and {base} could be shown with {with_}{few}.{without}"
+
+
+def _what_would_show(arm: dict[str, Any], seeds: int) -> str:
+    more, points = arm["seeds_to_show"], f"{WORTHWHILE * 100:.0f} points"
+    if not more:
+        return f"; no number of seeds would show {points} on so few held-out rows"
+    return f"; about {more} would show {points}" if more > seeds else f"; {points} would most likely have been seen"
+
+
+def _at(arm: dict[str, Any]) -> str:
+    """What was alike: the rows where there were as many, and the steps always."""
+    if arm["size"] is None:
+        return "at the same optimiser steps"
+    taken, against = round(arm["taken"]), round(arm["difference"]["against"])
+    return f"at the same {taken:,} rows" if taken == against else f"with {taken:,} rows against {against:,}"
 
 
 def _points(d: dict[str, float]) -> str:
@@ -134,11 +164,6 @@ def _worth(arm: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any] | 
         return said | {"random_rows": float(rows[0]), "bound": "fewer than"}
     keep = np.r_[True, np.diff(rising) > 0]  # a flat stretch is reached at its first rows
     return said | {"random_rows": float(np.exp(np.interp(mean, rising[keep], np.log(rows[keep])))), "bound": "about"}
-
-
-def _cell(results: dict[str, Any], arm: str, size: int, seed: int) -> dict[str, Any] | None:
-    same = (c for c in results["cells"] if (c["arm"], c["size"], c["seed"]) == (arm, size, seed) and not c["failed"])
-    return next(same, None)
 
 
 def _matrix(cells: list[dict[str, Any]]) -> np.ndarray:

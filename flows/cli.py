@@ -106,7 +106,11 @@ def compare(
     """
     from flows import page
 
+    for path in write:
+        page.check_path(path)
     if config.suffix == ".json":
+        if set_ or ablate:
+            raise ConfigError("--set and --ablate change a comparison before it is made; these are results of one")
         results = page.read_results(config)
     else:
         wanted = ablation(config, set_) if ablate else load_comparison(config, set_)
@@ -124,6 +128,9 @@ def compare(
     typer.echo(json.dumps(said, indent=1) if as_json else page.terminal(results, said))
     if any(cell["failed"] for cell in results["cells"]):
         raise typer.Exit(FAILED)
+    if config.suffix != ".json" and results["pool"]["rejected"]:
+        say(f"{results['pool']['rejected']} rows were rejected on import: `thresher show {wanted.name} --rejects`")
+        raise typer.Exit(REJECTED)
 
 
 def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **typed: Any) -> None:

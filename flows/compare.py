@@ -1,5 +1,6 @@
 """Compare choices: every arm trains on rows of its own, alike in all else, and is tested on the same held-out rows."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from prefect import flow
+from rich.markup import escape
 
 from curation.step import StepError
 from flows import report
@@ -16,10 +18,10 @@ from flows.compare_config import ALWAYS, CompareConfig
 from flows.config import ConfigError, LoopConfig
 from flows.engines import EngineError
 from flows.loop import Turn, go_round
-from flows.progress import say
+from flows.progress import console, say
 from flows.publish import known_spoilt, publish_comparison
 from flows.tasks import bring_in
-from storage.store import Store, StoreError
+from storage.store import Store, StoreError, key_of
 
 COSTS = ("seconds", "requests", "generated_tokens")
 EVERYTHING = 10**9  # more rows than a pool has
@@ -104,9 +106,12 @@ def _through(cells: list[Cell], what: str, stage: Callable[[Cell], None]) -> Non
     for done, cell in enumerate(going, 1):
         try:
             stage(cell)
-        except (StepError, StoreError, EngineError, ConfigError) as why:
-            cell.failed = str(why)
-            say(f"[red]{cell.label}could not be {what}: {why}[/red]")
+        except Exception as why:  # whatever it is, the other cells go on, and the row of this one says it
+            told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
+            cell.failed = str(why) if told else f"{type(why).__name__}: {why}"
+            say(f"[red]{escape(cell.label)}could not be {what}: {escape(cell.failed)}[/red]")
+            if not told or os.environ.get("THRESHER_DEBUG"):
+                console.print_exception()
         spent = time.monotonic() - started
         left = spent / done * (len(going) - done)
         if left > 30:
@@ -134,6 +139,7 @@ def gather(
         "model": config.model,
         "unit": "rows" if config.budget.rows else "tokens",
         "sizes": config.budget.rows or config.budget.tokens,
+        "baseline": config.baseline,
         "optimizer_steps": config.budget.optimizer_steps,
         "seeds": config.seeds,
         "pool": dict(store.manifest(pool).counts),
@@ -157,7 +163,7 @@ def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, An
         "trained_tokens": adapter.get("tokens", 0),
         "training_seconds": adapter.get("seconds", 0.0),
         "choosing": {what: round(sum(f.get(what, 0) for f in cost), 1) for what in COSTS},
-        "choice": store.manifest(cell.choice).digest,
+        "choice": key_of(sorted(store.read(cell.chosen, ["id"])["id"])),
         "answers": _answers(store, cell.tested),
     }
     if wrong is not None:

@@ -15,10 +15,10 @@ seeds: [0]
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curation.step import StepConfig, find_step
 from training.settings import TrainConfig
@@ -62,6 +62,12 @@ class Budget(Strict):
     stop_when_flat: bool = False
     """Stop when a round's gain on the validation rows is inside its 95 % interval."""
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if self.tokens and "rows" in self.model_fields_set:
+            raise ValueError("give rows or tokens, not both")
+        return self
+
 
 class RoleModel(Strict):
     model: str | None = None
@@ -69,6 +75,9 @@ class RoleModel(Strict):
 
     adapter: str | None = None
     """Folder of a PEFT adapter; `last-student` is the adapter of the round before, from the second round on."""
+
+
+Roles = dict[Literal["judge", "candidate", "teacher", "embedder"], RoleModel]
 
 
 class Given(Strict):
@@ -89,7 +98,7 @@ class Given(Strict):
     model: str = "nano"
     """Base model that is tuned: `nano`, a folder or a hub name."""
 
-    roles: dict[str, RoleModel] = Field(default_factory=dict)
+    roles: Roles = Field(default_factory=dict)
     """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""
 
     validation: float = Field(0.05, gt=0, lt=0.5)
@@ -101,8 +110,15 @@ class Given(Strict):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Settings of the `evaluate` step."""
 
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, strict=True)]] = Field([0], min_length=1)
     """One whole loop, or one training of every arm, for each."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands there twice, and says nothing new the second time")
+        return seeds
 
 
 class LoopConfig(Given):

@@ -30,6 +30,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     grown = sum(int(use.config().model_dump().get("rows", 0)) for use in makes)
     most = rows + grown * (budget.rounds - 1)
     mean = tokens / max(rows, 1)
+    chosen = round(budget.tokens / max(mean, 1)) if budget.tokens else budget.rows
     batch = int(config.train.get("batch_size", 16))
     seeds = len(config.seeds)
     turns = [(use.step, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
@@ -37,7 +38,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
-        budget.rows + rows * config.validation
+        chosen + rows * config.validation
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
@@ -46,7 +47,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
         [
             f"{config.name}: nothing is done, this is what `thresher run` would take at most",
             f"  rows     {rows:,} in the pool, {held:,} held out, up to {grown:,} grown a round",
-            f"  choices  {budget.rounds} rounds of {budget.rows:,} rows, {seeds} seeds, {trainings} training runs",
+            f"  choices  {budget.rounds} rounds of {chosen:,} rows, {seeds} seeds, {trainings} training runs",
             f"  tokens   {scored:,.0f} scored, {trained:,.0f} trained on, {tested:,.0f} evaluated",
             f"  minutes  about {max(minutes, 0.1):,.1f} on this machine for the model's work",
             f"  disk     about {disk + trainings * 3:,.0f} MB",

@@ -34,11 +34,16 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """A comparison as the file's ending wants it: .md, .html, or .json, the results to make the others from."""
-    if path.suffix not in (".md", ".html", ".json"):
-        raise ConfigError(f"{path}: a page ends in .md, .html or .json")
+    check_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(results, answer(results))
     content = {".md": text, ".html": as_html(text), ".json": json.dumps(results) + "\n"}[path.suffix]
     path.write_text(content, encoding="utf-8")
+
+
+def check_path(path: Path) -> None:
+    if path.suffix not in (".md", ".html", ".json"):
+        raise ConfigError(f"{path}: a page ends in .md, .html or .json")
 
 
 def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
@@ -48,7 +53,16 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
     drawn = svg.intervals(_bars(results, said), "held-out accuracy")
     out += ["", svg.image(drawn, "held-out accuracy of each arm"), ""]
     spoilt = ["spoilt"] if results["spoilt"] is not None else []
-    head = ["arm", "rows", "accuracy", "95 % interval", "ahead of random", "chance ahead", "p, corrected", *spoilt]
+    head = [
+        "arm",
+        "rows",
+        "accuracy",
+        "95 % interval",
+        f"ahead of {results['baseline']}",
+        "chance ahead",
+        "p, corrected",
+        *spoilt,
+    ]
     u = said["untuned"]
     untuned = ["untuned", "", f"{u['mean']:.1%}", f"{u['low']:.1%} to {u['high']:.1%}"]
     out += _table(head, [untuned, *(_cells(a, results) for a in said["arms"])])
@@ -67,11 +81,12 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
         "## How it was measured",
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser",
-        f"steps, {few}, and answered the same {heldout:,} held-out rows. `random` is the baseline; `full` is the whole",
-        "pool, at the same steps. Rows that equal or nearly equal a held-out row were in no choice.",
+        f"steps, {few}, and answered the same {heldout:,} held-out rows. `{results['baseline']}` is the baseline;",
+        "`full` is the whole pool, at the same steps. Rows that equal or nearly equal a held-out row were in no",
+        "choice.",
         "",
         "An interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
-        "both); a difference from random is paired by seed and row. Chance ahead: that the true difference is over 0.",
+        "both); a difference from it is paired by seed and row. Chance ahead: that the true difference is over 0.",
         f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown.",
         "",
         f"Made in {here['here']:,.0f} s, of which {here['computing']:,.0f} s in steps and trainings.",
@@ -90,7 +105,7 @@ def as_html(text: str) -> str:
 
 def terminal(results: dict[str, Any], said: dict[str, Any]) -> str:
     console = Console(width=118, file=io.StringIO(), highlight=False)
-    table = Table("arm", "rows", "accuracy", "", "ahead of random", "p", "generated", box=None)
+    table = Table("arm", "rows", "accuracy", "", f"ahead of {results['baseline']}", "p", "generated", box=None)
     low = min([a["accuracy"]["low"] for a in said["arms"] if "accuracy" in a] + [said["untuned"]["low"]])
     high = max([a["accuracy"]["high"] for a in said["arms"] if "accuracy" in a] + [said["untuned"]["high"]])
     u = said["untuned"]
@@ -132,7 +147,12 @@ def curves(results: dict[str, Any], said: dict[str, Any], metric: str) -> str:
 
 
 def _sentences(said: dict[str, Any]) -> list[str]:
-    return [f"{a['sentence'][0].upper()}{a['sentence'][1:]}" for a in said["arms"] if a["arm"] != "random"]
+    return [f"{a['sentence'][0].upper()}{a['sentence'][1:]}" for a in said["arms"] if _tells(a)]
+
+
+def _tells(a: dict[str, Any]) -> bool:
+    """The baseline's accuracy stands in the table; that it failed is worth a sentence."""
+    return "difference" in a or bool(a["failed"])
 
 
 def _bars(results: dict[str, Any], said: dict[str, Any]) -> list[tuple[str, float, float, float]]:
@@ -168,7 +188,7 @@ def _costs(a: dict[str, Any]) -> list[str]:
 
 def _spoken_worth(said: dict[str, Any]) -> list[str]:
     out = [
-        f"- {w['rows']:,.0f} rows of {w['arm']} do what {w['bound']} {w['random_rows']:,.0f} random rows do."
+        f"- {w['rows']:,.0f} rows of {w['arm']} do on average what {w['bound']} {w['random_rows']:,.0f} random rows do."
         for w in said["worth"]
     ]
     return [*out, ""] if out else []

@@ -40,7 +40,8 @@ def publish_comparison(results: dict[str, Any], store: Store) -> None:
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
     """Write `<store>/reports/<name>.md` and the artifact `report-<name>`."""
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
-    said = report.facts(store, runs, config.budget.rows, spoilt)
+    rows = store.manifest(runs[0].rounds[-1].choice).counts["taken"]
+    said = report.facts(store, runs, rows, spoilt)
     text = report.markdown(f"What the curation of {config.name} was worth", said, deviations(config))
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)

@@ -111,9 +111,9 @@ def _run_shards(
                 others = {name: store.read(dataset) for name, dataset in tables.items()}
                 began, before = time.monotonic(), dict(lease.spent)
                 result = step(given, config, engines() if step.roles else {}, others)
-                parts = _put(store, step, result, [f.height for f in frames], group_keys)
                 spent = {what: amount - before.get(what, 0) for what, amount in lease.spent.items()}
-                store.note_part(parts[0], seconds=round(time.monotonic() - began, 3), **spent)
+                store.note_part(group_keys[0], seconds=round(time.monotonic() - began, 3), **spent)
+                parts = _put(store, step, result, [f.height for f in frames], group_keys)
             done += sum(shard_rows[i] for i in group)
             progress(done, total)
             out.update(zip(group or [0], parts, strict=False))

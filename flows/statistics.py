@@ -79,10 +79,18 @@ def estimate(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -
     if values.size == 1:  # one number tells nothing of how others would differ
         return Estimate(mean, least, most, 1.0, 0.5)
     if error == 0:
-        return Estimate(mean, mean, mean, float(mean == 0), float(mean > 0) if mean else 0.5)
+        return _all_alike(mean, max(values.shape), least, most)
     width, t = float(stats.t.ppf((1 + LEVEL) / 2, df) * error), mean / error
     low, high = max(mean - width, least), min(mean + width, most)
     return Estimate(mean, low, high, float(2 * stats.t.sf(abs(t), df)), float(stats.t.cdf(t, df)))
+
+
+def _all_alike(mean: float, n: int, least: float, most: float) -> Estimate:
+    """Where nothing differs: as many equal numbers leave room for others (Clopper and Pearson, 1934; sign test)."""
+    room = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+    p = 2 * 0.5**n if mean else 1.0
+    low, high = max(mean - room, least), min(mean + room, most)
+    return Estimate(mean, low, high, p, 0.5 if not mean else 1 - p / 2 if mean > 0 else p / 2)
 
 
 def holm(p: list[float]) -> list[float]:
@@ -94,17 +102,16 @@ def holm(p: list[float]) -> list[float]:
     return out.tolist()
 
 
-def power(found: Spread, effect: float, seeds: int) -> float:
-    """Chance that a true difference is shown (two-sided, 5 %) with so many seeds on the same rows."""
+def power(found: Spread, effect: float, seeds: int, level: float = 1 - LEVEL) -> float:
+    """Chance that a true difference is shown (two-sided p under `level`) with so many seeds on the same rows."""
     error, df = found.error(seeds)
     if error == 0:
         return float(effect != 0)
-    if not np.isfinite(df) or df > 1e6:
-        df = 1e6
-    critical, away = stats.t.ppf((1 + LEVEL) / 2, df), abs(effect) / error
+    df = min(df, 1e6)  # the distribution is normal by then, and scipy's fails
+    critical, away = stats.t.ppf(1 - level / 2, df), abs(effect) / error
     return float(stats.nct.sf(critical, df, away) + stats.nct.cdf(-critical, df, away))
 
 
-def seeds_to_show(found: Spread, effect: float) -> int | None:
+def seeds_to_show(found: Spread, effect: float, level: float = 1 - LEVEL) -> int | None:
     """The fewest seeds that would show a difference with 80 % chance; None if no number of seeds would."""
-    return next((s for s in range(2, MOST_SEEDS + 1) if power(found, effect, s) >= POWER), None)
+    return next((s for s in range(2, MOST_SEEDS + 1) if power(found, effect, s, level) >= POWER), None)

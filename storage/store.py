@@ -179,11 +179,11 @@ class Store:
     def files(self, dataset: str) -> Path:
         return self.folder(dataset) / "files"
 
-    def note_part(self, part: Part, **facts: Any) -> None:
-        """What making a part cost; beside it, so that its bytes repeat."""
+    def note_part(self, key: str, **facts: Any) -> None:
+        """What making the part of a key cost; beside it, so that its bytes repeat, and before it is put."""
         temporary = self._temporary()
         temporary.write_text(json.dumps(facts))
-        self._link_if_absent(temporary, (self.root / part.file).with_suffix(".json"))
+        self._link_if_absent(temporary, (self.root / _part_file(key)).with_suffix(".json"))
 
     def part_facts(self, part: Part) -> dict[str, Any]:
         path = (self.root / part.file).with_suffix(".json")

@@ -1,7 +1,8 @@
 """The tensor half of the local engine: one shared prefix, batches padded on the left, and a short decoding loop.
 
 `transformers.generate` spends more time on itself than on a model of a few million parameters, prefills what all
-prompts share once per prompt, and copies its whole cache at every token. This does not.
+prompts share once per prompt and all samples of a prompt apart, and copies its whole cache at every token. This copies
+its cache only where samples part or many have ended.
 """
 
 from collections.abc import Iterator

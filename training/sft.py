@@ -212,7 +212,7 @@ def answer_loss(
     """Summed negative log-likelihood of the labelled tokens of a batch, padded on the right.
 
     With `share`, what all rows begin with, such as one instruction for all, is read once: the same loss and gradients
-    by fewer tokens.
+    by fewer tokens; with dropout, the rows share what is dropped there.
     """
     labels = labels[:, 1:]
     where = (labels != -100).any(0).nonzero()[:, 0]

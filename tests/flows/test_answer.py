@@ -31,9 +31,10 @@ def results(gains, seeds=(0, 1, 2), sizes=(700,), cells=()):
         "model": "nano",
         "unit": "rows",
         "sizes": list(sizes),
+        "baseline": "random",
         "optimizer_steps": 100,
         "seeds": list(seeds),
-        "pool": {"rows": 2600},
+        "pool": {"rows": 2600, "rejected": 3},
         "heldout": {"rows": ROWS, "digest": "d"},
         "spoilt": None,
         "untuned": {"right": right(rng, base, flips=0.5)},
@@ -52,7 +53,7 @@ def test_a_planted_effect_is_found_and_a_planted_absence_is_not():
     arms = by_arm(said)
     assert arms["clear"]["difference"]["holm"] < 0.05 < arms["kmeans"]["difference"]["holm"]
     assert arms["clear"]["sentence"].startswith("clear beats random by 1")
-    assert said["verdict"].startswith("Take clear with 700 rows")
+    assert said["verdict"].startswith("Take clear, 700 rows")
     assert "choosing cost 41,000 generated tokens" in arms["clear"]["sentence"]
     assert arms["kmeans"]["sentence"].startswith("no difference between kmeans and random could be shown with 3 seeds")
 
@@ -67,7 +68,8 @@ def test_where_nothing_is_shown_it_says_what_would_show_it():
     said = answer(results({"random": 0.0, "clear": 0.0}, seeds=(0, 1)))
     arm = by_arm(said)["clear"]
     assert f"about {arm['seeds_to_show']} would show 2 points" in arm["sentence"]
-    assert said["verdict"].startswith("Take random rows")
+    assert f"{arm['seeds_to_show']} seeds would most likely show a difference of 2 points" in said["verdict"]
+    assert said["verdict"].startswith("Keep random")
 
 
 def test_one_seed_says_that_it_is_one():
@@ -79,6 +81,9 @@ def test_more_comparisons_ask_for_more():
     few = by_arm(answer(results({"random": 0.0, "clear": 0.05})))["clear"]["difference"]
     many = by_arm(answer(results({"random": 0.0, "clear": 0.05, **{f"arm{i}": 0.0 for i in range(9)}})))["clear"]
     assert many["difference"]["holm"] >= 5 * many["difference"]["p"] and few["holm"] == few["p"]
+    assert (many["seeds_to_show"] or 999) > by_arm(answer(results({"random": 0.0, "clear": 0.05})))["clear"][
+        "seeds_to_show"
+    ]
 
 
 def test_an_arm_that_failed_says_why_and_the_others_stand():
@@ -93,6 +98,51 @@ def test_an_arm_that_failed_says_why_and_the_others_stand():
     assert "failed" in page.terminal(found, answer(found))
 
 
+def test_an_arm_that_failed_with_one_seed_is_compared_with_the_others_and_says_so():
+    found = results({"random": 0.0, "clear": 0.15})
+    found["cells"] = [c for c in found["cells"] if (c["arm"], c["seed"]) != ("clear", 1)]
+    found["cells"].append({"arm": "clear", "size": 700, "seed": 1, "failed": "disk full"})
+    arm = by_arm(answer(found))["clear"]
+    assert (arm["seeds"], arm["difference"]["seeds"]) == ([0, 2], 2)
+    assert arm["sentence"].endswith("Failed with seed 1: disk full")
+    for c in found["cells"]:
+        if c["arm"] == "random" and c["seed"]:
+            c["failed"] = "gone"
+    arm = by_arm(answer(found))["clear"]
+    assert arm["difference"]["seeds"] == 1 and "one seed says nothing about other seeds" in arm["sentence"]
+
+
+def test_where_random_failed_nothing_is_claimed():
+    found = results({"random": 0.0, "clear": 0.15})
+    for c in found["cells"]:
+        c["failed"] = "no memory" if c["arm"] == "random" else None
+    said = answer(found)
+    assert said["verdict"].startswith("There is nothing to compare with random")
+    assert "Random could not be run: no memory" in page.markdown(found, said)
+
+
+def test_what_to_take_is_decided_at_the_largest_budget():
+    found = results({"random": 0.0, "clear": 0.0}, sizes=(100, 700))
+    for c in found["cells"]:
+        c["taken"] = c["size"]
+    for c in found["cells"]:  # at 100 rows clear is far ahead, at 700 it is not
+        share = {("random", 100): 0.3, ("clear", 100): 0.6, ("random", 700): 0.8, ("clear", 700): 0.8}[
+            c["arm"], c["size"]
+        ]
+        c["answers"]["right"] = "".join("1" if (i * 7 + c["seed"]) % ROWS < share * ROWS else "0" for i in range(ROWS))
+    said = answer(found)
+    assert [a["difference"]["holm"] < 0.05 for a in said["arms"] if a["arm"] == "clear"] == [True, False]
+    assert said["verdict"].startswith("Keep random")
+
+
+def test_another_baseline_is_what_all_are_compared_with():
+    found = results({"random": 0.0, "whole": 0.15, "without x": 0.0}) | {"baseline": "whole"}
+    said = answer(found)
+    assert "difference" not in by_arm(said)["whole"]
+    assert by_arm(said)["without x"]["sentence"].startswith("without x is behind whole by")
+    assert said["verdict"].startswith("Keep whole")
+
+
 def test_arms_with_the_same_rows_are_said_to_be_the_same():
     found = results({"random": 0.0, "clear": 0.0})
     for c in found["cells"]:
@@ -101,10 +151,11 @@ def test_arms_with_the_same_rows_are_said_to_be_the_same():
 
 
 def test_a_choice_under_its_budget_says_what_it_has():
-    found = results({"random": 0.0, "clear": 0.0})
+    found = results({"random": 0.0, "clear": 0.15})
     for c in found["cells"]:
         c["taken"] = 500 if c["arm"] == "clear" else 700
     assert "| clear | 500 of 700 |" in page.markdown(found, answer(found))
+    assert "with 500 rows against 700" in by_arm(answer(found))["clear"]["sentence"]
 
 
 def test_rows_are_worth_the_random_rows_that_do_as_well():
@@ -119,7 +170,7 @@ def test_rows_are_worth_the_random_rows_that_do_as_well():
     assert worth["clear"]["random_rows"] == pytest.approx(200 * 2**0.5) and worth["clear"]["bound"] == "about"
     assert (worth["loop"]["random_rows"], worth["loop"]["bound"]) == (400, "more than")
     text = page.markdown(found, answer(found))
-    assert "100 rows of clear do what about 283 random rows do" in text and text.count("<img") == 2
+    assert "100 rows of clear do on average what about 283 random rows do" in text and text.count("<img") == 2
 
 
 def test_pages_are_made_again_from_results(tmp_path):

@@ -63,8 +63,19 @@ def test_an_arm_may_have_models_of_its_own(tmp_path):
             GOOD + "arms: {a: {choose: {step: random, with: {rows: 3}}}}", "is said by `budget`", id="own-budget"
         ),
         pytest.param(GOOD.replace("rows: [40, 20]", "rows: 5, tokens: 5"), "rows or tokens", id="two-units"),
-        pytest.param(GOOD.replace("[40, 20]", "[0]"), "over 0", id="nothing"),
-        pytest.param(GOOD.replace("[40, 20]", "[]"), "one or several", id="empty"),
+        pytest.param(GOOD.replace("[40, 20]", "[0]"), "greater than or equal to 1", id="nothing"),
+        pytest.param(GOOD.replace("[40, 20]", "[]"), "at least 1 item", id="empty"),
+        pytest.param(GOOD.replace("[40, 20]", "[350, '700']"), "valid integer", id="text"),
+        pytest.param(GOOD.replace("[0, 1]", "[0, 0]"), "stands there twice", id="one-seed-twice"),
+        pytest.param(GOOD.replace("[0, 1]", "[-1]"), "greater than or equal to 0", id="negative-seed"),
+        pytest.param(GOOD + "baseline: best", "there is no arm 'best'", id="baseline"),
+        pytest.param(GOOD + "arms: {'a|b': {choose: {step: random}}}", "no name of an arm", id="arm-name"),
+        pytest.param(
+            GOOD + "arms: {a: {choose: {step: longest}}, b: {choose: {step: longest}}}",
+            "'a' and 'b' are the same",
+            id="same",
+        ),
+        pytest.param(GOOD + "arms: {a: {choose: {step: random}, roles: {jugde: {}}}}", "jugde", id="role"),
         pytest.param(GOOD + "train: {seed: 3}", "for all arms alike", id="own-seed"),
     ],
 )
@@ -79,11 +90,23 @@ def test_the_shipped_comparisons_load(path):
     assert len(config.seeds) >= 3 and config.arms
 
 
-def test_ablation_leaves_out_each_stage_of_a_run():
+def test_ablation_leaves_out_each_stage_with_what_stands_on_it():
     config = ablation(EXAMPLES / "snips" / "loop.yaml")
     whole, without = config.arms["whole"], config.arms["without clear-filter"]
-    assert "clear-filter" in str(whole) and "clear-filter" not in str(without)
+    assert config.baseline == "whole"
     assert [u.step for u in without.score] == [u.step for u in whole.score if u.step != "clear-filter"]
     assert config.arms["without llm2llm"].rounds == 3 and config.arms["one round"].rounds == 1
-    assert config.arms["choose at random"].choose.step == "random"
+    assert config.arms["chosen at random"].choose.step == "random"
     assert config.loop("without llm2llm", 700).name == "snips-ablation.without-llm2llm.700"
+    assert not any("embed" in name or "kmeans-cluster" in name for name in config.arms)  # the choice needs them
+    perplexity = next(arm for name, arm in config.arms.items() if name.startswith("without perplexity"))
+    assert [u.step for u in perplexity.feedback] == ["llm2llm"]
+    assert "instructmining-score" not in str(perplexity.score)
+
+
+def test_ablation_keeps_the_budget_and_the_stopping_of_the_run():
+    path, tokens = EXAMPLES / "snips" / "loop.yaml", "budget={tokens: 900, rounds: 2, stop_when_flat: true}"
+    config = ablation(path, [tokens])
+    assert config.budget.tokens == [900] and config.arms["whole"].stop_when_flat
+    assert config.loop("whole", 900).budget.stop_when_flat
+    assert "without llm2llm" not in ablation(path, ["budget.rounds=1"]).arms  # one round feeds nothing

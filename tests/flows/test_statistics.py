@@ -69,9 +69,13 @@ def test_a_planted_effect_is_found_and_a_planted_absence_is_not():
     assert np.mean([e.ahead for e in there]) > 0.97 and abs(np.mean([e.ahead for e in absent]) - 0.5) < 0.05
 
 
-def test_without_any_spread_the_mean_is_certain():
-    assert told(st.estimate(np.zeros((3, 4)))) == (0, 0, 0, 1)
-    assert told(st.estimate(np.ones((3, 4)))) == (1, 1, 1, 0)
+def test_where_nothing_differs_as_many_rows_leave_room_for_others():
+    assert told(st.estimate(np.zeros((3, 100)), -1, 1)) == pytest.approx((0, -0.0362, 0.0362, 1), abs=1e-4)
+    right = st.estimate(np.ones((1, 10)), 0, 1)
+    wanted = scipy_stats.binomtest(10, 10).proportion_ci(0.95, method="exact")
+    assert (right.low, right.high) == pytest.approx((wanted.low, wanted.high))
+    assert right.p == pytest.approx(scipy_stats.binomtest(10, 10, 0.5).pvalue)
+    assert st.estimate(np.full((2, 2), 0.5), -1, 1).p == 0.5  # two rows show nothing, however alike
 
 
 def test_one_number_tells_nothing_and_a_share_stays_one():
@@ -95,6 +99,8 @@ def test_power_over_seeds_alone_is_that_of_statsmodels():
     for seeds, effect in ((3, 0.03), (6, 0.02), (12, 0.02)):
         wanted = TTestPower().power(effect / 0.02, seeds, 0.05)
         assert st.power(found, effect, seeds) == pytest.approx(wanted, abs=1e-6)
+    stricter = TTestPower().solve_power(1.0, alpha=0.01, power=0.8)
+    assert st.seeds_to_show(found, 0.02, 0.01) == int(np.ceil(stricter))
     assert st.seeds_to_show(found, 0.02) == int(np.ceil(TTestPower().solve_power(1.0, alpha=0.05, power=0.8)))
 
 

@@ -74,3 +74,12 @@ def test_a_curve_leaves_out_what_is_no_number():
     (line,) = drawn(svg.curve([(0, 2.0), (1, math.nan), (2, 1.0)]), "polyline")
     assert line.getAttribute("points").split() == ["52.0,30.0", "508.0,176.0"]
     assert "no values" in texts(svg.curve([]))
+
+
+def test_bands_hold_every_line_with_its_interval():
+    lines = {"a": [(100, 0.5, 0.4, 0.6), (400, 0.7, 0.6, 0.8)], "<b>": [(200, 0.6, 0.5, 0.7)]}
+    found = svg.bands(lines, "accuracy", "rows")
+    assert [len(drawn(found, tag)) for tag in ("polygon", "polyline", "circle")] == [2, 2, 3]
+    middle = [float(dot.getAttribute("cx")) for dot in drawn(found, "circle")]
+    assert middle[2] == (middle[0] + middle[1]) / 2  # 200 stands halfway from 100 to 400, in powers of two
+    assert "<b>" not in found and "no values" in svg.bands({}, "empty")

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage.schema import message
 from tests.rows import rows
-from training.sft import TrainConfig, TrainError, _encode, _order, _tokenizer, answer_loss, train
+from training.sft import TrainConfig, TrainError, _encode, _full_attention, _order, _tokenizer, answer_loss, train
 
 ROWS = rows(*[(f"say {i} please" + "." * i, "yes" if i % 2 else "no") for i in range(12)])
 CONFIG = TrainConfig(optimizer_steps=12, batch_size=4, rank=4, alpha=8, learning_rate=1e-2, seed=3)
@@ -68,6 +68,14 @@ def test_a_beginning_that_is_read_once_changes_neither_loss_nor_gradients(tiny_m
     assert sum(tokens[1:]) < 0.8 * tokens[0]
     for apart, shared in zip(*told, strict=True):
         torch.testing.assert_close(shared, apart, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_with_a_sliding_window_reads_every_row_whole(tiny_model):
+    from transformers import MistralConfig
+
+    config = AutoModelForCausalLM.from_pretrained(tiny_model).config
+    assert _full_attention(config)
+    assert not _full_attention(MistralConfig(num_hidden_layers=2, sliding_window=8))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(trained, tiny_model, tmp_path):
