@@ -14,6 +14,7 @@ DRAWS, REPEATS, ROWS = 1000, 400, 300
 SPREADS = {
     "as on SNIPS": (0.03, 0.3, 0.35),
     "seeds differ most": (0.05, 0.05, 0.2),
+    "seeds differ a little": (0.035, 0.0, 0.35),
     "seeds do not differ": (0.0, 0.4, 0.3),
 }
 
