@@ -27,11 +27,11 @@ evidence: install
 	$(BIN)/thresher run examples/snips/loop.yaml --set 'seeds=[0,1,2]' --report docs/evidence-snips.md --store $(STORE); \
 	code=$$?; test $$code -eq 0 -o $$code -eq 3
 	for name in snips clinc15; do $(BIN)/thresher compare examples/$$name/compare.yaml --store $(STORE) \
-	--write docs/evidence/$$name.json --write docs/evidence/$$name.md || exit 1; done
+	--write docs/evidence/$$name.json --write docs/evidence/$$name.md; code=$$?; test $$code -eq 0 -o $$code -eq 3 || exit 1; done
 
 # The same pages of comparisons, from the results that are committed; in seconds.
 evidence-pages: install
-	for name in snips clinc15; do $(BIN)/thresher compare docs/evidence/$$name.json --write docs/evidence/$$name.md || exit 1; done
+	for results in docs/evidence/*.json; do $(BIN)/thresher compare $$results --write $${results%.json}.md || exit 1; done
 
 ui: install
 	$(BIN)/thresher ui --store $(STORE)
