@@ -8,8 +8,8 @@ other rows would have given others, so both count as drawn from more of their ki
     interval = mean ± t(df) * error            df by Satterthwaite (1946), as Hillis (2007) has it for readers and cases
 
 Why not the bootstrap over seeds that is common: the means of three numbers drawn from three never leave their range,
-and with three seeds its "95 %" covers 82 % where seeds differ most (`bench/coverage.py`). With one seed, the interval is
-that of a paired t-test over rows, and says nothing about other seeds.
+and with three seeds its "95 %" covers 82 % where seeds differ most (`bench/coverage.py`). With one seed, the interval
+is that of a paired t-test over rows, and says nothing about other seeds.
 """
 
 from dataclasses import dataclass
