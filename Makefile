@@ -22,7 +22,7 @@ test: install
 test-real: install
 	$(BIN)/python -m pytest -q -m real
 
-# Everything that is measured in docs/, from nothing; an hour and a half on two cores.
+# Everything that is measured in docs/, from nothing; more than an hour on two cores.
 evidence: install
 	$(BIN)/thresher run examples/snips/loop.yaml --set 'seeds=[0,1,2]' --report docs/evidence-snips.md --store $(STORE); \
 	code=$$?; test $$code -eq 0 -o $$code -eq 3

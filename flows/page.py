@@ -36,9 +36,8 @@ def write(path: Path, results: dict[str, Any]) -> None:
     """A comparison as the file's ending wants it: .md, .html, or .json, the results to make the others from."""
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = markdown(results, answer(results))
-    content = {".md": text, ".html": as_html(text), ".json": json.dumps(results) + "\n"}[path.suffix]
-    path.write_text(content, encoding="utf-8")
+    text = json.dumps(results) + "\n" if path.suffix == ".json" else markdown(results, answer(results))
+    path.write_text(as_html(text) if path.suffix == ".html" else text, encoding="utf-8")
 
 
 def check_path(path: Path) -> None:
