@@ -97,6 +97,9 @@ def compare(
     set_: Annotated[list[str], typer.Option("--set", help="key=value, with dots: seeds=[0,1,2]")] = [],  # noqa: B006
     ablate: Annotated[bool, typer.Option("--ablate", help="CONFIG is a run's: leave out each of its stages.")] = False,
     write: Annotated[list[Path], typer.Option(help="Also write the page to this .md, .html or .json file.")] = [],  # noqa: B006
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells trained and tested side by side; one per accelerator if not given.")
+    ] = None,
     as_json: AsJson = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
@@ -120,8 +123,10 @@ def compare(
 
         with serving(place.root):
             from flows.compare import compare as compare_flow
+            from flows.side_by_side import accelerators
 
-            results = compare_flow(wanted, config.resolve().parent, place.root)
+            many = workers or max(1, len(accelerators()))
+            results = compare_flow(wanted, config.resolve().parent, place.root, many)
     said = page.answer(results)
     for path in write:
         page.write(path, results)

@@ -2,8 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ from curation.step import StepError
 from flows import report
 from flows.compare_config import ALWAYS, CompareConfig
 from flows.config import ConfigError, LoopConfig
-from flows.engines import EngineError
+from flows.engines import EngineError, release
 from flows.loop import Turn, go_round
 from flows.progress import console, say
 from flows.publish import known_spoilt, publish_comparison
+from flows.side_by_side import side_by_side
 from flows.tasks import bring_in
 from storage.store import Store, StoreError, key_of
 
@@ -27,7 +31,7 @@ COSTS = ("seconds", "requests", "generated_tokens")
 EVERYTHING = 10**9  # more rows than a pool has
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One arm at one budget with one seed, as far as it has come; or why it went no further."""
 
@@ -52,11 +56,12 @@ class Cell:
 
 
 @flow(name="compare", persist_result=False)
-def compare(config: CompareConfig, folder: Path, root: Path) -> dict[str, Any]:
+def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -> dict[str, Any]:
     """Choose, train and test every arm, budget and seed; what was done before is not done again.
 
-    All choices come first, then all trainings, then all tests on one engine whose adapters are swapped, so that no
-    model is loaded for one cell alone. A cell that fails says why, and the others go on.
+    All choices come first, one after another since arms share steps; then all trainings, then all tests on one engine
+    whose adapters are swapped, both by as many processes as there are `workers`. A cell that fails says why, and the
+    others go on.
     """
     store, began = Store(root), time.time()
     pool = bring_in("import the pool", root, folder / config.pool, config.name)
@@ -66,30 +71,39 @@ def compare(config: CompareConfig, folder: Path, root: Path) -> dict[str, Any]:
     untuned = first.evaluate("evaluate untuned", heldout, None)
     guarded = first.guard(pool, heldout)
     scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
-
-    def choose(cell: Cell) -> None:
-        if cell.loop.budget.rounds == 1:
-            turn = cell.turn(root)
-            cell.rows = scored.get(cell.arm) or scored.setdefault(cell.arm, turn.score(guarded))
-            cell.choice, cell.chosen = turn.choose(cell.rows)
-
-    def train(cell: Cell) -> None:
-        if cell.chosen:
-            cell.adapter = cell.turn(root).train("train", cell.chosen, heldout)
-        else:
-            *before, last = go_round(cell.loop, root, cell.seed, pool, heldout, test=False, label=cell.label)
-            cell.rows, cell.choice, cell.chosen, cell.adapter = last.scored, last.choice, last.chosen, last.adapter
-            cell.earlier = tuple(d for r in before for d in (r.adapter, r.results or "", *r.grown) if d)
-
-    def test(cell: Cell) -> None:
-        cell.tested = cell.turn(root).evaluate("evaluate held-out", heldout, cell.adapter)
-
-    for what, stage in (("chosen", choose), ("trained", train), ("tested", test)):
-        _through(cells, what, stage)
+    cells = _through(cells, "chosen", partial(_choose, root=root, guarded=guarded, scored=scored))
+    release()
+    with side_by_side(workers) if workers > 1 else nullcontext() as executor:
+        cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), executor)
+        cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), executor)
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     results = gather(config, store, pool, heldout, untuned, cells, spoilt, began)
+    results["seconds"]["workers"] = workers
     publish_comparison(results, store)
     return results
+
+
+def _choose(cell: Cell, root: Path, guarded: str, scored: dict[str, str]) -> Cell:
+    if cell.loop.budget.rounds > 1:
+        return cell  # its rounds train, so it chooses when it trains
+    turn = cell.turn(root)
+    rows = scored.get(cell.arm) or scored.setdefault(cell.arm, turn.score(guarded))
+    choice, chosen = turn.choose(rows)
+    return replace(cell, rows=rows, choice=choice, chosen=chosen)
+
+
+def _train(cell: Cell, root: Path, pool: str, heldout: str) -> Cell:
+    if cell.chosen:
+        return replace(cell, adapter=cell.turn(root).train("train", cell.chosen, heldout))
+    *before, last = go_round(cell.loop, root, cell.seed, pool, heldout, test=False, label=cell.label)
+    earlier = tuple(d for r in before for d in (r.adapter, r.results or "", *r.grown) if d)
+    return replace(
+        cell, rows=last.scored, choice=last.choice, chosen=last.chosen, adapter=last.adapter, earlier=earlier
+    )
+
+
+def _test(cell: Cell, root: Path, heldout: str) -> Cell:
+    return replace(cell, tested=cell.turn(root).evaluate("evaluate held-out", heldout, cell.adapter))
 
 
 def every_cell(config: CompareConfig) -> list[Cell]:
@@ -101,21 +115,38 @@ def every_cell(config: CompareConfig) -> list[Cell]:
     return cells + [Cell("full", None, seed, full) for seed in config.seeds]
 
 
-def _through(cells: list[Cell], what: str, stage: Callable[[Cell], None]) -> None:
-    started, going = time.monotonic(), [cell for cell in cells if not cell.failed]
-    for done, cell in enumerate(going, 1):
+def _through(
+    cells: list[Cell], what: str, stage: Callable[[Cell], Cell], executor: Executor | None = None
+) -> list[Cell]:
+    """The cells after a stage, in their order; one that failed before stays as it was."""
+    started, out = time.monotonic(), list(cells)
+    going = [i for i, cell in enumerate(cells) if not cell.failed]
+    for done, (i, result) in enumerate(_as_they_come(cells, going, stage, executor), 1):
         try:
-            stage(cell)
+            out[i] = result()
         except Exception as why:  # whatever it is, the other cells go on, and the row of this one says it
             told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
-            cell.failed = str(why) if told else f"{type(why).__name__}: {why}"
-            say(f"[red]{escape(cell.label)}could not be {what}: {escape(cell.failed)}[/red]")
+            failed = str(why) if told else f"{type(why).__name__}: {why}"
+            out[i] = replace(cells[i], failed=failed)
+            say(f"[red]{escape(cells[i].label)}could not be {what}: {escape(failed)}[/red]")
             if not told or os.environ.get("THRESHER_DEBUG"):
                 console.print_exception()
         spent = time.monotonic() - started
         left = spent / done * (len(going) - done)
         if left > 30:
             say(f"[bold]{what} {done} of {len(going)}, about {left / 60:.1f} min left[/bold]")
+    return out
+
+
+def _as_they_come(
+    cells: list[Cell], going: list[int], stage: Callable[[Cell], Cell], executor: Executor | None
+) -> Iterator[tuple[int, Callable[[], Cell]]]:
+    """Places of cells, each with a call that gives its result or raises; one by one here, or as processes end."""
+    if executor is None:
+        yield from ((i, partial(stage, cells[i])) for i in going)
+    else:
+        futures = {executor.submit(stage, cells[i]): i for i in going}
+        yield from ((futures[future], future.result) for future in as_completed(futures))
 
 
 def gather(

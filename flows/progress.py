@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -20,7 +21,8 @@ class _Rate(ProgressColumn):
 def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that a callback of (done, total) moves; one line with the time taken stays when it ends."""
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    unseen = not console.is_terminal or parent_process() is not None  # several processes would draw over each other
+    with Progress(*columns, console=console, transient=True, disable=unseen) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
