@@ -24,32 +24,38 @@ _HISTOGRAMS = 12
 _GAP = "&nbsp;" * 4  # Prefect's style sheet leaves no room between cells
 _LAYERS, _BOXES = 5, 24
 
+Names = Mapping[str, list[str]]  # by dataset
 
-def card(store: Store, dataset: str, links: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The page; `links` says where the cards of other datasets are, and under `table` the table of sample rows."""
-    made = store.manifest(dataset)
+
+def card(
+    store: Store, dataset: str, links: Mapping[str, str] = MappingProxyType({}), names: Names | None = None
+) -> str:
+    """The page; `links` says where the cards of other datasets are, and under `table` the table of sample rows.
+
+    `names` are those of all datasets, where whoever asks has read them already.
+    """
+    made, names = store.manifest(dataset), names_by_dataset(store) if names is None else names
     numbers = numbers_and_words(store, made)
+    title = names.get(dataset, [made.step])[0]
     blocks = [
-        f"# {title(store, dataset)}" if _TITLE.fullmatch(title(store, dataset)) else "",
-        _facts(store, made, links),
+        f"# {title}" if _TITLE.fullmatch(title) else "",
+        _facts(store, made, links, names),
         _counts(made, numbers),
         _drawings(made, numbers),
-        _lineage(store, made),
+        _lineage(store, made, names),
         _files(store, made),
         _samples(sample_rows(store, dataset, SAMPLES)) if made.kind != "adapter" else "",
         f'<p><a href="{links["table"]}">More rows, as a table that can be searched</a></p>' if "table" in links else "",
-        f"<p>In a terminal: {_code(f'thresher show {title(store, dataset, or_step=False)}')}</p>",
+        f"<p>In a terminal: {_code(f'thresher show {names.get(dataset, [dataset])[0]}')}</p>",
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 
-def names_of(store: Store, dataset: str) -> list[str]:
-    return [name for name, target in store.names().items() if target == dataset]
-
-
-def title(store: Store, dataset: str, or_step: bool = True) -> str:
-    names = names_of(store, dataset)
-    return names[0] if names else store.manifest(dataset).step if or_step else dataset
+def names_by_dataset(store: Store) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = {}
+    for name, dataset in store.names().items():
+        named.setdefault(dataset, []).append(name)
+    return named
 
 
 def text(said: object, longest: int = LONGEST) -> str:
@@ -78,16 +84,14 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return f'<table cellpadding="4">{top}<tbody>{"".join(rows)}</tbody></table>' if rows else ""
 
 
-def _facts(store: Store, made: Manifest, links: Mapping[str, str]) -> str:
-    names = names_of(store, made.id)
-    named = {dataset: name for name, dataset in reversed(store.names().items())}
+def _facts(store: Store, made: Manifest, links: Mapping[str, str], names: Names) -> str:
     lines = [
-        ("names", ", ".join(_code(n) for n in names) or "none"),
+        ("names", ", ".join(_code(n) for n in names.get(made.id, [])) or "none"),
         ("dataset", _code(made.id)),
         ("kind", made.kind),
         ("made by", f"{_code(made.step)} version {made.version}"),
         *[(f"model: {text(role)}", _code(identity)) for role, identity in made.engines.items()],
-        *[(f"input: {text(role)}", _dataset(d, named, links)) for role, d in made.inputs.items()],
+        *[(f"input: {text(role)}", _dataset(d, names, links)) for role, d in made.inputs.items()],
         *[(f"setting: {text(key)}", _code(_json(value))) for key, value in made.config.items()],
     ]
     if (seconds := store.run_facts(made.id).get("seconds")) is not None:
@@ -95,8 +99,8 @@ def _facts(store: Store, made: Manifest, links: Mapping[str, str]) -> str:
     return _table(["", ""], lines)
 
 
-def _dataset(dataset: str, named: Mapping[str, str], links: Mapping[str, str]) -> str:
-    shown = f"{_code(named[dataset])} {_code(dataset)}" if dataset in named else _code(dataset)
+def _dataset(dataset: str, names: Names, links: Mapping[str, str]) -> str:
+    shown = f"{_code(names[dataset][0])} {_code(dataset)}" if dataset in names else _code(dataset)
     return f'{shown} <a href="{links[dataset]}">card</a>' if dataset in links else shown
 
 
@@ -157,9 +161,8 @@ def _threshold(made: Manifest, numbers: pl.DataFrame, column: str) -> float | No
     return made.config.get("threshold") if made.step == "clear-filter" else None
 
 
-def _lineage(store: Store, made: Manifest) -> str:
+def _lineage(store: Store, made: Manifest, names: Names) -> str:
     """The datasets that this one was made of, drawn from their manifests; the nearest ones where there are many."""
-    named = {dataset: name for name, dataset in reversed(store.names().items())}
     near, edges, layer, cut = {made.id: made}, [], [made.id], False
     for _ in range(_LAYERS):
         above: list[str] = []
@@ -175,7 +178,7 @@ def _lineage(store: Store, made: Manifest) -> str:
         layer = above
     cut = cut or any(near[d].inputs for d in layer)
     boxes = {
-        d: [m.step, named.get(d, d.removeprefix(m.step + "-")), _size(m)]
+        d: [m.step, names.get(d, [d.removeprefix(m.step + "-")])[0], _size(m)]
         for d, m in sorted(near.items(), key=lambda x: x[0])
     }
     note = "\n\nOnly the nearest are drawn; each has a card of its own." if cut else ""

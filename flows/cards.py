@@ -18,7 +18,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import get_current_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
 
-from flows.card import card, names_of
+from flows.card import Names, card, names_by_dataset
 from flows.sampling import sample_table
 from storage.store import Store
 
@@ -45,18 +45,18 @@ def publish(store: Store, dataset: str) -> str:
     """
     with get_client(sync_client=True) as client:
         published = _published(client)
-        _publish(client, store, dataset, published)
+        _publish(client, store, dataset, published, names_by_dataset(store))
     return _addresses(published)[dataset]
 
 
 def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
     """Publish every dataset of the store that the server does not show; returns their ids."""
     with get_client(sync_client=True) as client:
-        published = _published(client)
-        missing = [d for d in store.ids() if not _shown(store, d, published)]
+        published, names = _published(client), names_by_dataset(store)
+        missing = [d for d in store.ids() if not _shown(store, d, published, names)]
         for i, dataset in enumerate(missing):
             progress(i, len(missing))
-            _publish(client, store, dataset, published)
+            _publish(client, store, dataset, published, names)
         progress(len(missing), len(missing))
     return missing
 
@@ -85,31 +85,30 @@ def safe_key(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _keys(store: Store, dataset: str) -> list[str]:
-    names = names_of(store, dataset) or [store.manifest(dataset).step]
-    return [safe_key(name) for name in names]
+def _keys(store: Store, dataset: str, names: Names) -> list[str]:
+    return [safe_key(name) for name in names.get(dataset) or [store.manifest(dataset).step]]
 
 
-def _shown(store: Store, dataset: str, published: Published) -> bool:
+def _shown(store: Store, dataset: str, published: Published, names: Names) -> bool:
     """A name shows what it points to now; a step's key is a time line, where having been shown is enough."""
-    versions = [published.get(key, []) for key in _keys(store, dataset)]
-    if names_of(store, dataset):
+    versions = [published.get(key, []) for key in _keys(store, dataset, names)]
+    if dataset in names:
         return all(v and v[-1].dataset == dataset for v in versions)
     return any(dataset == v.dataset for shown in versions for v in shown)
 
 
-def _publish(client: SyncPrefectClient, store: Store, dataset: str, published: Published) -> None:
+def _publish(client: SyncPrefectClient, store: Store, dataset: str, published: Published, names: Names) -> None:
     task_run, flow_run = get_task_and_flow_run_ids()
     run = str(flow_run) if flow_run else None
     own: dict[str, Any] = {"description": dataset, "task_run_id": task_run, "flow_run_id": flow_run}
-    for key in _keys(store, dataset):
+    for key in _keys(store, dataset, names):
         versions = published.setdefault(key, [])
         if versions and versions[-1].dataset == dataset and run in (None, versions[-1].flow_run):
             continue
         rows = json.dumps(sample_table(store, dataset))
         table = client.create_artifact(ArtifactCreate(key=f"sample-{key}", type="table", data=rows, **own))
         links = {d: _path(v.artifact) for d, v in _newest(published).items()} | {"table": _path(str(table.id))}
-        page = card(store, dataset, links)
+        page = card(store, dataset, links, names)
         shown = client.create_artifact(ArtifactCreate(key=f"dataset-{key}", type="markdown", data=page, **own))
         versions.append(_Version(dataset, run, str(shown.id)))
         note = {"key": key, **asdict(versions[-1])}

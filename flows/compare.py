@@ -84,10 +84,10 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
 
 
 def _choose(cell: Cell, root: Path, guarded: str, scored: dict[str, str]) -> Cell:
-    if cell.loop.budget.rounds > 1:
-        return cell  # its rounds train, so it chooses when it trains
     turn = cell.turn(root)
     rows = scored.get(cell.arm) or scored.setdefault(cell.arm, turn.score(guarded))
+    if cell.loop.budget.rounds > 1:
+        return cell  # its rounds choose as they train; they find what the first of them scores
     choice, chosen = turn.choose(rows)
     return replace(cell, rows=rows, choice=choice, chosen=chosen)
 

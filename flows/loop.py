@@ -111,8 +111,8 @@ class Turn:
         """The choice, and the rows that it took."""
         use, tokens = self.config.choose, self.config.budget.tokens
         if tokens:
-            counted = self.apply(Use(step="tokens"), rows)
-            within = rows_within(self.store, use, counted, tokens, weights, **self._drawn())
+            rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
+            within = rows_within(self.store, use, rows, tokens, weights, **self._drawn())
             use = use.model_copy(update={"with_": use.with_ | {"rows": within}})
         choice = self.apply(use, rows, weights=weights)
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))

@@ -182,18 +182,16 @@ def worst(goodness: np.ndarray, n: int) -> np.ndarray:
 
 
 def caught(dropped: np.ndarray, wrong: np.ndarray) -> Dropped:
-    """What a drop caught; `dropped` says how much of each row goes, shape (rows,)."""
+    """What a drop caught; `dropped` says how much of each row goes, both of shape (rows,)."""
     n, hit, spoilt = float(dropped.sum()), float(dropped[wrong].sum()), int(wrong.sum())
     precision = hit / n if n else None
     return Dropped(n, precision, hit / spoilt if spoilt else None, precision / wrong.mean() if n and spoilt else None)
 
 
-def curve(goodness: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:
-    """What dropping the worst 5 %, 10 %, … 50 % of the judged rows would catch."""
-    sizes = [round(share * len(wrong)) for share in SHARES]
-    return [
-        {"share": share, **asdict(caught(worst(goodness, n), wrong))} for share, n in zip(SHARES, sizes, strict=True)
-    ]
+def curve(goodness: np.ndarray, wrong: np.ndarray, among: np.ndarray | slice = slice(None)) -> list[dict[str, Any]]:
+    """What dropping the worst 5 %, 10 %, … 50 % of the judged rows would catch, counted among some of them."""
+    drops = [(share, worst(goodness, round(share * len(wrong)))) for share in SHARES]
+    return [{"share": share, **asdict(caught(dropped[among], wrong[among]))} for share, dropped in drops]
 
 
 def _judged(rows: pl.DataFrame, column: str, direction: str) -> tuple[pl.DataFrame, np.ndarray]:
@@ -221,15 +219,16 @@ def _own_threshold(
 def _by_kind(
     kinds: list[str], rows: pl.DataFrame, judged: pl.DataFrame, goodness: np.ndarray, dropped: np.ndarray
 ) -> dict[str, Any]:
-    """Per kind of noise: rows, AUROC of those judged against all right rows, and how many of them were dropped."""
+    """Each kind's spoilt rows against all right ones: AUROC, and what the drop and the curve catch among these."""
     counts = dict.fromkeys(kinds, 0) | dict(rows["kind"].drop_nulls().value_counts().iter_rows())
     kind, right, out = judged["kind"].to_numpy(), ~judged["spoilt"].to_numpy(), {}
     for name, n in counts.items():
         mine = kind == name
         among = mine | right
-        found = {"rows": n, "auroc": None, "low": None, "high": None, "recall": caught(dropped, mine).recall}
+        at = asdict(caught(dropped[among], mine[among]))
+        found = {"rows": n, "auroc": None, "low": None, "high": None, "dropped": at.pop("rows"), **at}
         if mine.any():
             found["auroc"] = float(roc_auc_score(right[among], goodness[among]))
             found["low"], found["high"] = auroc_interval(goodness[among], mine[among])
-        out[name] = found
+        out[name] = found | {"curve": curve(goodness, mine, among)}
     return out

@@ -10,6 +10,7 @@ from rich.table import Table
 from flows import svg
 
 Cells = Iterator[tuple[str, ...]]
+_CAUGHT = ("precision", "recall", "lift")
 
 
 def sentence(said: dict[str, Any]) -> str:
@@ -49,9 +50,17 @@ def markdown(title: str, said: dict[str, Any]) -> str:
         "precision": [(100 * p["share"], p["precision"]) for p in said["curve"]],
         "recall of a random drop": [(100 * p["share"], p["share"]) for p in said["curve"]],
     }
-    return "\n".join(
-        [*out, svg.image(svg.lines(drawn, "Worst rows dropped", "share of the rows in %:"), "precision and recall"), ""]
-    )
+    kinds = {
+        kind: [(100 * p["share"], *[p["recall"]] * 3) for p in found["curve"]]
+        for kind, found in said["by_kind"].items()
+        if found["auroc"] is not None
+    }
+    x = "share of the rows in %:"
+    pictures = [
+        svg.image(svg.lines(drawn, "Worst rows dropped", x), "precision and recall"),
+        svg.image(svg.bands(kinds, "Recall of each kind of noise", x[:-1]), "recall of each kind of noise"),
+    ]
+    return "\n".join([*out, *pictures, ""])
 
 
 def terminal(said: dict[str, Any]) -> str:
@@ -68,8 +77,11 @@ def terminal(said: dict[str, Any]) -> str:
 def _tables(said: dict[str, Any]) -> Iterable[tuple[list[str], Cells]]:
     return [
         (["Columns", "column", "good is", "AUROC", "95 % interval", "no score"], _columns(said)),
-        (["Kinds of noise", "kind", "rows", "AUROC", "95 % interval", "recall"], _kinds(said)),
-        (["Dropping the worst rows", "dropped", "rows", "precision", "recall", "lift"], _curve(said)),
+        (
+            ["Kinds of noise, each against all right rows", "kind", "rows", "AUROC", "95 % interval", *_CAUGHT],
+            _kinds(said),
+        ),
+        (["Dropping the worst rows", "dropped", "rows", *_CAUGHT], _curve(said)),
     ]
 
 
@@ -81,7 +93,7 @@ def _columns(said: dict[str, Any]) -> Cells:
 
 def _kinds(said: dict[str, Any]) -> Cells:
     for kind, found in said["by_kind"].items():
-        yield kind, f"{found['rows']:,}", _number(found["auroc"]), _interval(found), _share(found["recall"])
+        yield kind, f"{found['rows']:,}", _number(found["auroc"]), _interval(found), *_caught(found)
 
 
 def _curve(said: dict[str, Any]) -> Cells:
@@ -90,7 +102,11 @@ def _curve(said: dict[str, Any]) -> Cells:
         (said["threshold"] or "as many as were spoilt", own),
         *((f"worst {p['share']:.0%}", p) for p in said["curve"]),
     ]:
-        yield label, f"{p['rows']:,.0f}", _share(p["precision"]), _share(p["recall"]), _lift(p["lift"])
+        yield label, f"{p['rows']:,.0f}", *_caught(p)
+
+
+def _caught(found: dict[str, Any]) -> tuple[str, ...]:
+    return _share(found["precision"]), _share(found["recall"]), _lift(found["lift"])
 
 
 def _interval(found: dict[str, Any]) -> str:

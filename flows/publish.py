@@ -33,8 +33,8 @@ def publish_comparison(results: dict[str, Any], store: Store) -> None:
     for path in paths:
         page.write(path, results)
     key = f"compare-{cards.safe_key(results['name'])}"
-    create_markdown_artifact(paths[0].read_text(encoding="utf-8"), key=key)
-    say(f"page: {paths[1]} and {cards.page_url(f'artifacts/key/{key}')}; results: {paths[2]}")
+    shown = create_markdown_artifact(paths[0].read_text(encoding="utf-8"), key=key)
+    say(f"page: {paths[1]} and {cards.page_url(f'artifacts/artifact/{shown}')}; results: {paths[2]}")
 
 
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
@@ -47,8 +47,8 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     key = f"report-{cards.safe_key(config.name)}"
-    create_markdown_artifact(text, key=key)
-    return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/key/{key}"))
+    shown = create_markdown_artifact(text, key=key)
+    return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/artifact/{shown}"))
 
 
 def deviations(config: LoopConfig) -> list[str]:

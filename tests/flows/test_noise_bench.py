@@ -88,6 +88,11 @@ def test_a_perfect_score_finds_every_spoilt_row_and_no_other(store):
     assert said["lift"] == pytest.approx(said["rows"] / 20)
     assert said["column"] == "base_nll" and said["direction"] == "lower" and said["declared"]
     assert {k: v["rows"] for k, v in said["by_kind"].items() if v["recall"] == 1.0 == v["auroc"]}.keys() == set(KINDS)
+    right = said["rows"] - said["spoilt"]
+    for kind in said["by_kind"].values():
+        assert kind["precision"] == 1.0 and kind["lift"] == pytest.approx((right + kind["rows"]) / kind["rows"])
+        assert kind["curve"][-1]["recall"] == 1.0 and len(kind["curve"]) == 10
+        assert kind["curve"][0]["precision"] == 1.0  # what another kind's rows are is no fault of this one's
     assert "tells spoilt answers from right ones" in noise_page.sentence(said)
 
 
@@ -238,6 +243,9 @@ def test_worked_figures():
     assert at.lift == pytest.approx((2 / 3) / 0.3)
     assert caught(worst(goodness, 0), wrong).precision is None
     assert [p["rows"] for p in curve(goodness, wrong)] == [0, 1, 2, 2, 2, 3, 4, 4, 4, 5]
+    by_swap = curve(goodness, np.arange(10) == 0, among=~wrong | (np.arange(10) == 0))[5]  # the worst 3 of 10
+    assert (by_swap["rows"], by_swap["precision"], by_swap["recall"]) == (2, 0.5, 1.0)  # the third is of another kind
+    assert by_swap["lift"] == pytest.approx(0.5 / (1 / 8))
     # Three rows tie for the last two places: each goes by two thirds.
     tied = np.array([1.0, 2, 2, 2, 3])
     assert worst(tied, 3).tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 0])
@@ -284,7 +292,9 @@ def test_the_command_says_it_as_json_and_leaves_a_page(colours):
     assert said["spoilt"] == 10 and said["rows"] == 40 + said["by_kind"]["near-duplicate"]["rows"]
     assert 0 <= said["low"] <= said["auroc"] <= said["high"] <= 1
     assert {"precision", "recall", "lift"} <= set(said) and len(said["curve"]) == 10
-    assert {"rows", "auroc", "recall"} <= set(said["by_kind"]["swap"]) and "instructmining_mtld" in said["columns"]
+    assert {"rows", "auroc", "recall", "precision", "lift", "curve"} <= set(
+        said["by_kind"]["swap"]
+    ) and "instructmining_mtld" in said["columns"]
     page = (colours / "reports" / "noise-colours-instructmining-score.md").read_text()
     assert "data:image/svg+xml" in page and "| worst 50% | " in page
     parts = sorted((p, p.stat().st_mtime_ns) for p in colours.rglob("*.parquet"))
