@@ -7,7 +7,10 @@ without sending their content, so these are what is read to know what is publish
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +25,17 @@ from flows.card import Names, card, names_by_dataset
 from flows.sampling import sample_table
 from storage.store import Store
 
-__all__ = ["addresses", "card", "card_url", "page_url", "publish", "publish_missing", "sample_table"]
+__all__ = [
+    "addresses",
+    "card",
+    "card_url",
+    "page_url",
+    "publish",
+    "publish_missing",
+    "publish_soon",
+    "publishing",
+    "sample_table",
+]
 
 _NOTE = "dataset-card"  # type of the artifact that says what is published
 _PAGE = 200  # artifacts that the API sends at once
@@ -47,6 +60,25 @@ def publish(store: Store, dataset: str) -> str:
         published = _published(client)
         _publish(client, store, dataset, published, names_by_dataset(store))
     return _addresses(published)[dataset]
+
+
+_SENDING = ThreadPoolExecutor(1, "cards")  # one thread, so that cards come in the order of their datasets
+_SENT: list[Future] = []
+
+
+def publish_soon(store: Store, dataset: str) -> None:
+    """Show a dataset beside what comes next: drawing and sending a card takes a third of a second. See `publishing`."""
+    _SENT.append(_SENDING.submit(copy_context().run, publish, store, dataset))
+
+
+@contextmanager
+def publishing() -> Iterator[None]:
+    """At the end all cards that were begun inside are shown; raises what went wrong with one."""
+    try:
+        yield
+    finally:
+        while _SENT:
+            _SENT.pop(0).result()
 
 
 def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:

@@ -16,7 +16,7 @@ from prefect import flow
 from rich.markup import escape
 
 from curation.step import StepError
-from flows import report
+from flows import cards, report
 from flows.compare_config import ALWAYS, CompareConfig
 from flows.config import ConfigError, LoopConfig
 from flows.engines import EngineError, release
@@ -64,18 +64,19 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
     others go on.
     """
     store, began = Store(root), time.time()
-    pool = bring_in("import the pool", root, folder / config.pool, config.name)
-    heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
-    cells = every_cell(config)
-    first = Turn(cells[0].loop, root, 0, 0)
-    untuned = first.evaluate("evaluate untuned", heldout, None)
-    guarded = first.guard(pool, heldout)
-    scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
-    cells = _through(cells, "chosen", partial(_choose, root=root, guarded=guarded, scored=scored))
-    release()
-    with side_by_side(workers) if workers > 1 else nullcontext() as executor:
-        cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), executor)
-        cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), executor)
+    with cards.publishing():
+        pool = bring_in("import the pool", root, folder / config.pool, config.name)
+        heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+        cells = every_cell(config)
+        first = Turn(cells[0].loop, root, 0, 0)
+        untuned = first.evaluate("evaluate untuned", heldout, None)
+        guarded = first.guard(pool, heldout)
+        scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
+        cells = _through(cells, "chosen", partial(_choose, root=root, guarded=guarded, scored=scored))
+        release()
+        with side_by_side(workers) if workers > 1 else nullcontext() as executor:
+            cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), executor)
+            cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), executor)
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     results = gather(config, store, pool, heldout, untuned, cells, spoilt, began)
     results["seconds"]["workers"] = workers
@@ -145,8 +146,13 @@ def _as_they_come(
     if executor is None:
         yield from ((i, partial(stage, cells[i])) for i in going)
     else:
-        futures = {executor.submit(stage, cells[i]): i for i in going}
+        futures = {executor.submit(_elsewhere, stage, cells[i]): i for i in going}
         yield from ((futures[future], future.result) for future in as_completed(futures))
+
+
+def _elsewhere(stage: Callable[[Cell], Cell], cell: Cell) -> Cell:
+    with cards.publishing():
+        return stage(cell)
 
 
 def gather(

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import flow
 
 from curation.step import find_step
-from flows import assemble, report
+from flows import assemble, cards, report
 from flows.budget import rows_within
 from flows.config import LoopConfig, Use
 from flows.engines import EngineSpec
@@ -21,9 +21,10 @@ from storage.store import Store
 @flow(name="improve", persist_result=False)
 def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
     """Import pool and held-out set, one whole loop for every seed, and the report that compares them."""
-    pool = bring_in("import the pool", root, folder / config.pool, config.name)
-    heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
-    runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
+    with cards.publishing():
+        pool = bring_in("import the pool", root, folder / config.pool, config.name)
+        heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+        runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
     return publish_report(config, folder, Store(root), runs)
 
 

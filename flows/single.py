@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 
 from curation.step import find_step
+from flows import cards
 from flows.assemble import taken
 from flows.config import ConfigError, LoopConfig, Use
 from flows.models import role_models
@@ -17,8 +18,9 @@ from storage.store import Store
 def curate(dataset: str, steps: list[Use], root: Path, model: str = "nano", heldout: str | None = None) -> str:
     """Score, mark and choose: run steps one after another on a dataset; returns the id of the last one's."""
     made = Store(root).resolve(dataset)
-    for use in steps:
-        made = _step(use, made, root, model, {"heldout": heldout}, f"{dataset}.{use.step}")
+    with cards.publishing():
+        for use in steps:
+            made = _step(use, made, root, model, {"heldout": heldout}, f"{dataset}.{use.step}")
     return made
 
 
@@ -28,7 +30,8 @@ def synthesise(dataset: str, results: str, generator: Use, root: Path, model: st
     if find_step(generator.step).kind != "make":
         raise ConfigError(f"{generator.step} makes no rows; use a step that does, such as llm2llm")
     rows = Store(root).resolve(dataset)
-    return _step(generator, rows, root, model, {"results": results}, f"{dataset}.{generator.step}")
+    with cards.publishing():
+        return _step(generator, rows, root, model, {"results": results}, f"{dataset}.{generator.step}")
 
 
 @flow(name="train", persist_result=False)
@@ -38,7 +41,8 @@ def train(dataset: str, heldout: str, root: Path, settings: dict[str, Any] | Non
     rows, held = store.resolve(dataset), store.resolve(heldout)
     if (chosen := store.manifest(rows)).kind == "choice":
         rows = taken(store, chosen.inputs["rows"], rows)
-    return train_one(f"train {dataset}", root, rows, held, model, settings or {}, f"{dataset}.adapter")
+    with cards.publishing():
+        return train_one(f"train {dataset}", root, rows, held, model, settings or {}, f"{dataset}.adapter")
 
 
 def _step(use: Use, rows: str, root: Path, model: str, tables: dict[str, str | None], name: str) -> str:

@@ -11,7 +11,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from curation.step import StepConfig, find_step
-from flows import cards
+from flows import (
+    cards,
+    steps,  # noqa: F401  registers every step, in whatever process a flow is run
+)
 from flows.config import train_settings
 from flows.engines import EngineSpec, leases
 from flows.progress import bar, say
@@ -70,7 +73,7 @@ def train_one(
 
 @contextmanager
 def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]]:
-    """Says on the terminal what was made and how long it took; names it and publishes its card where it is new."""
+    """Says on the terminal what was made and how long it took; names it and has its card published where it is new."""
     before, started = set(store.ids()), time.monotonic()
 
     def done(dataset: str) -> str:
@@ -80,7 +83,7 @@ def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]
             say(f"[dim]{label}: already there ({told})[/dim]")
         else:
             say(f"{label}: {told} [cyan]{time.monotonic() - started:.1f} s[/cyan]")
-            cards.publish(store, dataset)
+            cards.publish_soon(store, dataset)
         return dataset
 
     yield done

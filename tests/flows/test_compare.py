@@ -1,7 +1,12 @@
 """A comparison through the command line, on a piece of the shipped example, with real server, model and trainer."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import yaml
 
@@ -88,3 +93,27 @@ def test_a_budget_in_tokens_is_kept_by_every_arm(folder, compared):
     assert ran.returncode == 3, ran.stderr
     cells = {c["arm"]: c for c in json.loads((folder / "store/reports/tokens.json").read_text())["cells"]}
     assert cells["full"]["taken"] > 50 > cells["random"]["taken"] > 10
+
+
+def test_two_workers_that_are_killed_end_and_go_on_to_the_same_answers(folder, compared, tmp_path):
+    words = ["compare", folder / "compare.yaml", "--set", "arms={}", "--workers", "2"]
+    command = [sys.executable, "-m", "flows.cli", *map(str, words), "--store", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while not (trained := set(tmp_path.glob("datasets/train-*/manifest.json"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = [c for c in psutil.Process(process.pid).children() if "--multiprocessing-fork" in c.cmdline()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(workers) == 2 and psutil.wait_procs(workers, timeout=60)[1] == []
+    written = {path: path.stat().st_mtime_ns for path in trained}
+    ran = thresher(*words, store=tmp_path)
+    assert ran.returncode == 3, ran.stderr
+    assert {path: path.stat().st_mtime_ns for path in trained} == written  # what was trained was not trained again
+    again = json.loads((tmp_path / "reports/small.json").read_text())
+    before = {(c["arm"], c["size"], c["seed"]): c for c in compared[1]["cells"]}
+    for cell in again["cells"]:
+        one = before[cell["arm"], cell["size"], cell["seed"]]
+        assert (cell["choice"], cell["taken"]) == (one["choice"], one["taken"])
+        agree = [a == b for a, b in zip(cell["answers"]["right"], one["answers"]["right"], strict=True)]
+        assert sum(agree) > 0.9 * len(agree)  # one thread adds in another order than two

@@ -199,15 +199,16 @@ def test_a_card_made_in_a_task_belongs_to_its_run(store: Store, server: Server):
     from flows import cards
 
     @task
-    def show(dataset: str) -> str:
-        return cards.publish(store, dataset)
+    def show(dataset: str) -> None:
+        cards.publish_soon(store, dataset)
 
     @flow
     def once() -> str:
         from prefect.runtime import flow_run
 
-        show(store.resolve("student"))
-        show(store.resolve("student"))
+        with cards.publishing():
+            show(store.resolve("student"))
+            show(store.resolve("student"))
         return flow_run.id
 
     run = once()

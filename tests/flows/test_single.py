@@ -20,7 +20,7 @@ def test_each_flow_works_alone_with_plain_parameters(tmp_path):
     raw.write_text(PICK.format("a morning of fog", "rain"))
     import_files(store, [raw], "held")
     with serving(store.root):
-        from flows import single
+        from flows import cards, single
 
         root = str(store.root)
         chosen = single.curate("days", [{"step": "random", "with": {"rows": 6}}], root)
@@ -30,3 +30,4 @@ def test_each_flow_works_alone_with_plain_parameters(tmp_path):
         single.curate("days", [{"step": "evaluate"}], root)
         grown = single.synthesise("days", "days.evaluate", {"step": "llm2llm", "with": {"rows": 2}}, root)
         assert store.manifest(grown).kind == "rows"
+        assert {chosen, adapter, grown} <= set(cards.addresses())
