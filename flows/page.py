@@ -75,7 +75,6 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
     out += _table(head, [_costs(a) for a in said["arms"] if "accuracy" in a])
     out += _overlap(results)
     few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    here = results["seconds"]
     out += [
         "## How it was measured",
         "",
@@ -88,10 +87,17 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
         "both); a difference from it is paired by seed and row. Chance ahead: that the true difference is over 0.",
         f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown.",
         "",
-        f"Made in {here['here']:,.0f} s, of which {here['computing']:,.0f} s in steps and trainings.",
+        _time(results["seconds"]),
         "",
     ]
     return "\n".join(out)
+
+
+def _time(seconds: dict[str, float]) -> str:
+    here, computing, workers = seconds["here"], seconds["computing"], seconds.get("workers", 1)
+    if workers == 1:
+        return f"Made in {here:,.0f} s, of which {computing:,.0f} s in steps and trainings."
+    return f"Made in {here:,.0f} s by {workers} processes; their steps and trainings took {computing:,.0f} s in all."
 
 
 def as_html(text: str) -> str:
