@@ -94,10 +94,16 @@ def _what_they_did(results: dict[str, Any]) -> list[str]:
         parts = [f"{what}: {', '.join(steps)}" for what, steps in did.items() if steps]
         out.append(f"- **{_plain(arm)}** {_plain('; '.join(parts))}")
     out += ["", *(f"`{step}`: {_plain(does)}  " for step, does in results["steps"].items()), ""]
-    largest = [c for c in results["cells"] if not c["failed"] and c["size"] in (max(results["sizes"]), None)]
-    rows = [[_plain(c["arm"]), str(c["seed"]), f"`{c['chosen']}`", f"`{c['adapter']}`"] for c in largest]
-    out += ["Take its rows with `thresher export ROWS rows.jsonl`; the adapters are plain PEFT folders.", ""]
-    return [*out, *_table(["arm", "seed", "rows", "adapter"], rows)]
+    lies: dict[str, dict[int, str]] = {}
+    for c in results["cells"]:
+        if not c["failed"] and c["size"] in (max(results["sizes"]), None):
+            lies.setdefault(c["arm"], {})[c["seed"]] = f"`{c['chosen']}` `{c['adapter']}`"
+    rows = [[_plain(arm), *(by_seed.get(seed, "failed") for seed in results["seeds"])] for arm, by_seed in lies.items()]
+    out += [
+        "Rows and adapter of each; take rows with `thresher export taken-… rows.jsonl`, an adapter is a PEFT folder.",
+        "",
+    ]
+    return [*out, *_table(["arm", *(f"seed {seed}" for seed in results["seeds"])], rows)]
 
 
 def _measured(results: dict[str, Any]) -> list[str]:
