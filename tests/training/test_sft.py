@@ -6,7 +6,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage.schema import message
 from tests.rows import rows
-from training.sft import TrainConfig, TrainError, _encode, _full_attention, _order, _tokenizer, answer_loss, train
+from training.batch import order
+from training.encode import Template, encode_rows, load_tokenizer
+from training.loss import _full_attention, token_losses
+from training.sft import TrainConfig, TrainError, train
 
 ROWS = rows(*[(f"say {i} please" + "." * i, "yes" if i % 2 else "no") for i in range(12)])
 CONFIG = TrainConfig(optimizer_steps=12, batch_size=4, rank=4, alpha=8, learning_rate=1e-2, seed=3)
