@@ -1,7 +1,6 @@
 """Training as the store sees it: rows in, an adapter dataset out, never twice for the same rows, base and settings."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +50,7 @@ def train_adapter(
         part = store.put_part(key_of("train-curve", made.id), curve(facts.losses))
         seen = store.put_part(key_of("train-rows", made.id), facts.seen)
         files = store.put_folder(made.id, folder)
-        store.note_run(made.id, started=started, **noted(facts), hand_off=dataclasses.asdict(free), processes=processes)
+        store.note_run(made.id, started=started, **noted(facts), hand_off=dataclasses.asdict(free))
         counts = {"rows": facts.rows, "steps": len(facts.losses)}
         if left := facts.seen["left_out"].count():
             counts["left out"] = left
@@ -105,6 +104,7 @@ def noted(facts: Any) -> dict[str, Any]:
         "final_loss": facts.final_loss,
         "tokens": facts.tokens,
         "learnable_tokens": facts.learnable,
+        "processes": facts.processes,
         "resumed_at": facts.resumed_at,
         "notes": list(facts.notes),
     }
@@ -138,30 +138,23 @@ def _train(
     processes: int,
     every: float,
 ) -> Any:
+    began, first = time.monotonic(), [0.0]
+
+    def tell(step: int, total: int, loss: float) -> None:
+        first[0] = first[0] or time.monotonic()
+        told(step, total, loss)
+
     if processes > 1:
         from flows.launch import launched
 
-        return launched(store, rows, base, config, out, place, told, processes, every)
-    fresh = "training.sft" not in sys.modules
-    began = time.monotonic()
-    from training.sft import TrainError, train  # TRL takes seconds to import, and a memoised run needs none of it
+        facts = launched(store, rows, base, config, out, place, tell, processes, every)
+    else:
+        from training.sft import TrainError, train  # TRL takes seconds to import, and a memoised run needs none of it
 
-    imported = time.monotonic() - began if fresh else 0.0
-    try:
-        facts = train(
-            model_folder(base.model),
-            live,
-            out,
-            config,
-            name=base_name(base),
-            progress=told,
-            checkpoints=place,
-            every=every,
-        )
-    except TrainError as why:
-        raise StoreError(str(why)) from why
-    return dataclasses.replace(
-        facts,
-        seconds=round(facts.seconds + imported, 3),
-        first_step=round(facts.first_step + imported, 3),
-    )
+        folder, name = model_folder(base.model), base_name(base)
+        try:
+            facts = train(folder, live, out, config, name=name, progress=tell, checkpoints=place, every=every)
+        except TrainError as why:
+            raise StoreError(str(why)) from why
+    # from here, so that imports and the start of processes count
+    return dataclasses.replace(facts, seconds=round(time.monotonic() - began, 3), first_step=round(first[0] - began, 3))

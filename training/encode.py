@@ -59,6 +59,11 @@ class Template:
         if self.marked and not is_chat_template_stop_token_trained(tokenizer):
             raise TrainError(f"the chat template of {name} leaves the end token outside {{% generation %}}: move it in")
         self.known = None if self.marked else _marked_form(tokenizer)
+        if not self.marked and _learns_no_end(tokenizer):
+            raise TrainError(
+                f"the chat template of {name} writes no end token after an answer, so the model would not learn to "
+                "stop; use the tuned model's template, or add the end token to it"
+            )
 
     def encode(self, row_id: str, messages: list[dict[str, Any]]) -> Encoded:
         """Raises TrainError naming a row that the template refuses, or whose answers it does not tell."""
@@ -160,6 +165,17 @@ def _by_marks(tokenizer: Any, said: list[dict[str, Any]], template: str | None) 
         said, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
     return found["input_ids"], [bool(m) for m in found["assistant_masks"]]
+
+
+def _learns_no_end(tokenizer: Any) -> bool:
+    """Whether what is learnt by prefix ends in a word; between turns, as some templates leave the last answer open."""
+    talk = [{"role": role, "content": "word"} for role in ("user", "assistant", "user")]
+    try:
+        found = by_prefix(tokenizer, talk)
+    except (TemplateError, ValueError):
+        return False
+    last = [t for t, said in zip(*found, strict=True) if said][-1:] if found else []
+    return bool(last) and last[0] not in tokenizer.get_added_vocab().values()
 
 
 def _marked_form(tokenizer: Any) -> str | None:

@@ -39,8 +39,9 @@ class TrainFacts:
     tokens: int  # that went through the model, padding left out
     learnable: int  # of these, the ones that the loss is about
     seconds: float
-    first_step: float  # seconds until the first optimiser step was done
+    first_step: float  # seconds until the first optimiser step of this process was done
     in_loop: float  # seconds inside the training loop
+    processes: int  # that trained
     resumed_at: int  # step of the checkpoint that the run went on from; 0 if it began anew
     notes: tuple[str, ...]  # what was done otherwise than asked, and why
 
@@ -126,6 +127,7 @@ def train(
         seconds=round(time.monotonic() - started, 3),
         first_step=round(curve.first - started, 3),
         in_loop=round(in_loop, 3),
+        processes=trainer.args.world_size,
         resumed_at=int(resume.name.rpartition("-")[2]) if resume else 0,
         notes=tuple(notes),
     )
