@@ -20,7 +20,7 @@ UNFINISHED = "unfinished"
 class Checkpoints(TrainerCallback):
     """Saves into `folder` every so many seconds of training; `state` is kept with what the trainer itself saves."""
 
-    def __init__(self, folder: Path, seconds: float, state: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, seconds: float, state: Callable[[], dict[str, Any]] = dict) -> None:
         self.folder, self.seconds, self.state, self.last = folder, seconds, state, time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -54,7 +54,7 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / _ROWS).read_text())
 
 
-def not_saved(folder: Path, error: OSError | RuntimeError) -> TrainError:
+def not_saved(folder: Path, error: Exception) -> TrainError:
     """What to say when a checkpoint could not be written; what was begun is removed, what is whole stays."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     kept = latest(folder)

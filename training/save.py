@@ -1,12 +1,14 @@
 """What a run leaves: a plain PEFT folder, or a model folder; its bytes depend on no machine. And what is made of it."""
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.encode import TrainError
@@ -16,10 +18,10 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 def save_adapter(model: Any, out: Path, name: str) -> None:
     """A plain PEFT folder: sets sorted, the base by its name, no card."""
-    model.save_pretrained(out, save_embedding_layers=False)
+    model.save_pretrained(out, save_embedding_layers=False, selected_adapters=["default"])
     for stray in out.iterdir():
         if stray.name not in ADAPTER:
-            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()  # such as a reference that a trainer kept
+            stray.unlink()
     path = out / "adapter_config.json"
     said = json.loads(path.read_text())
     said["base_model_name_or_path"] = name
@@ -34,6 +36,15 @@ def save_model(model: Any, base: str | Path, out: Path) -> None:
     AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(out)
 
 
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """Turns what a library says about a disk that takes no more into TrainError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"{out} could not be written ({error}); free the disk, and run the same command again") from error
+
+
 def merge(base: str | Path, adapter: Path, out: Path) -> None:
     """The base with the adapter in its weights, in the base's own dtype, as a folder that needs no PEFT.
 
@@ -45,4 +56,5 @@ def merge(base: str | Path, adapter: Path, out: Path) -> None:
         merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError) as error:
         raise TrainError(f"{adapter} is no adapter of {base}: {str(error)[:300]}") from error
-    save_model(merged.to(wanted), base, out)
+    with written(out):
+        save_model(merged.to(wanted), base, out)

@@ -84,3 +84,49 @@ class TrainConfig(BaseModel):
         rate = next(rate for size, rate in LEARNING_RATES if parameters <= size)
         rate = float(f"{rate * FULL:.6g}") if self.method == "full" else rate
         return self.model_copy(update={"learning_rate": rate})
+
+
+# DPO's learning rate as a share of LoRA's: 5e-6 beside 2e-4 in the recipes of Zephyr (alignment-handbook, QLoRA).
+DPO = 1 / 40
+
+
+class PreferConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    optimizer_steps: int = Field(50, ge=1)
+    """Optimiser steps."""
+
+    batch_size: int = Field(16, ge=1)
+    """Pairs in each optimiser step."""
+
+    beta: float = Field(0.1, gt=0)
+    """How strongly the tuned model is held to the one it starts from (the paper's; Zephyr's best was 0.01)."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank of a fresh adapter, where none is given to start from."""
+
+    alpha: int = Field(32, ge=1)
+    """Scale of a fresh adapter."""
+
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """Highest learning rate; a fortieth of LoRA's for the size of the model if not given."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls, after a warm-up over the first 10 % of the steps."""
+
+    max_length: int = Field(512, ge=8)
+    """Most tokens of a prompt with either answer; a longer pair is refused by name."""
+
+    seed: int = Field(0, ge=0)
+    """Decides the order of the pairs, and a fresh adapter's first weights."""
+
+    def for_model(self, parameters: float) -> "PreferConfig":
+        """The same settings with what is left to the size of the model filled in."""
+        if self.learning_rate is not None:
+            return self
+        rate = TrainConfig().for_model(parameters).learning_rate
+        return self.model_copy(update={"learning_rate": float(f"{rate * DPO:.6g}")})
+
+    def as_training(self) -> TrainConfig:
+        """What the two kinds of training have in common."""
+        return TrainConfig(rank=self.rank, alpha=self.alpha, seed=self.seed, max_length=self.max_length)

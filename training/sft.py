@@ -21,7 +21,7 @@ from training.checkpoint import UNFINISHED, Checkpoints, latest, not_saved, save
 from training.encode import Rows, Template, TrainError, encode_rows, load_tokenizer
 from training.loss import token_losses
 from training.model import checkpointing, load_model, parameters
-from training.save import save_adapter, save_model
+from training.save import save_adapter, save_model, written
 from training.settings import TrainConfig
 from training.watch import Watch
 
@@ -108,14 +108,15 @@ def train(
         looped = time.monotonic()
         try:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except (OSError, RuntimeError) as error:
-            if checkpoints and trainer.saving:
+        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who met it
+            if checkpoints and any((place / UNFINISHED).glob("checkpoint-*")):
                 raise not_saved(checkpoints, error) from error
             raise
         in_loop = time.monotonic() - looped
         if trainer.is_world_process_zero():
             inner = trainer.accelerator.unwrap_model(trainer.model)
-            save_model(inner, base, out) if config.method == "full" else save_adapter(inner, out, name or str(base))
+            with written(out):
+                save_model(inner, base, out) if config.method == "full" else save_adapter(inner, out, name or str(base))
     if trainer.args.world_size > 1:
         watch.gather()
     return TrainFacts(
@@ -190,7 +191,7 @@ class _Trainer(SFTTrainer):
 
     def __init__(self, *, watch: Watch, **rest: Any) -> None:
         super().__init__(**rest)
-        self.watch, self.saving = watch, False
+        self.watch = watch
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -202,11 +203,6 @@ class _Trainer(SFTTrainer):
         self.watch.batch(rows[:, places], labels[:, places], losses)
         count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count * self.accelerator.num_processes
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.saving = True
-        super()._save_checkpoint(model, trial)
-        self.saving = False
 
 
 class _Curve(TrainerCallback):
