@@ -14,7 +14,7 @@ import polars as pl
 
 from flows.engines import EngineSpec, model_folder
 from storage.store import Store, StoreError
-from training.settings import TrainConfig
+from training.settings import TrainConfig, TrainError
 
 ROOT = Path(__file__).resolve().parents[1]
 _FACTS = "facts.json"
@@ -80,20 +80,19 @@ def launched(
 
 def command(processes: int) -> list[str]:
     """The call of accelerate, without a config file of the user's to depend on."""
-    import torch
+    from training.model import gpus
 
-    gpus = torch.cuda.device_count()
-    if gpus and processes > gpus:
-        raise StoreError(f"{processes} processes need as many GPUs, and this machine has {gpus}")
+    if (there := gpus()) and processes > there:
+        raise StoreError(f"{processes} processes need as many GPUs, and this machine has {there}")
     # its --cpu starts one process whatever number is asked for; --multi_gpu is torchrun, which needs no GPU
     how = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
-    how += ["--mixed_precision", "bf16" if gpus else "no", "--main_process_port", "0"]
+    how += ["--mixed_precision", "bf16" if there else "no", "--main_process_port", "0"]
     return [sys.executable, "-m", "accelerate.commands.launch", *how, "-m", "flows.launch"]
 
 
 def main() -> None:
     """One of the processes; the first one tells of the steps, writes, and says what went wrong."""
-    from training.sft import TrainError, train
+    from training.sft import train
 
     said = json.loads(sys.argv[1])
     first = os.environ.get("RANK", "0") == "0"

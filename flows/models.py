@@ -40,13 +40,23 @@ def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | N
     return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter")) for role in roles}
 
 
+def tuned(store: Store, model: str, trained: str | None) -> EngineSpec:
+    """What a training made of a model: the model with that adapter, or the model that a full run gave."""
+    if trained is None:
+        return EngineSpec(model=model)
+    folder = store.files(trained)
+    if (folder / "adapter_config.json").exists():
+        return EngineSpec(model=model, adapter=str(folder))
+    return EngineSpec(model=str(folder))
+
+
 def _typed(store: Store, role: str, model: str | None, adapter: str | None) -> EngineSpec:
     """Where no adapter is typed, judge, candidate and teacher take the `instruct` adapter beside the model."""
     if role == "embedder":
         return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():
-        adapter = str(store.files(store.resolve(adapter)))
+        return tuned(store, model, store.resolve(adapter))
     if adapter is None and role in OF_LANGUAGE:
         adapter = instruct_adapter(model)
     return EngineSpec(model=model, adapter=adapter)
@@ -55,6 +65,6 @@ def _typed(store: Store, role: str, model: str | None, adapter: str | None) -> E
 def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None) -> EngineSpec:
     model = said.model or config.model
     if said.adapter == "last-student" and student:
-        return EngineSpec(model=config.model, adapter=str(store.files(student)))
+        return tuned(store, config.model, student)
     adapter = instruct_adapter(model) if said.adapter in (None, "last-student") else said.adapter
     return EngineSpec(model=model, adapter=adapter)

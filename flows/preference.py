@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import polars as pl
 
@@ -11,7 +12,8 @@ from flows.handoff import handed_off
 from flows.training import base_name
 from storage.schema import PAIR, prompt, response
 from storage.store import Manifest, Store, StoreError, key_of
-from training.settings import PreferConfig
+from training.settings import PreferConfig, TrainError
+from training.sizes import parameters
 
 VERSION = 1  # raise when the same pairs and settings would give another adapter
 _TEXT = ["id", "messages", "parent_id", "method", "drop_reason"]
@@ -71,9 +73,6 @@ def prefer_adapter(
             f"{rows} holds no pair: no live row in it answers the prompt of the row that it was made of otherwise; "
             "correct some rows first"
         )
-    from training.encode import TrainError
-    from training.model import parameters
-
     folder, adapter = model_folder(base.model), base.adapter
     try:
         config = config.for_model(parameters(folder))
@@ -123,9 +122,7 @@ def prefer_adapter(
         raise StoreError(str(why)) from why
 
 
-def _folder(adapter: str):
-    from pathlib import Path
-
+def _folder(adapter: str) -> Path:
     folder = Path(adapter).expanduser()
     if not (folder / "adapter_config.json").exists():
         raise StoreError(f"there is no adapter in {adapter}; give the name of one, or a folder")

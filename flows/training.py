@@ -11,7 +11,8 @@ import polars as pl
 from flows.engines import EngineSpec, identity, model_folder, release
 from flows.handoff import handed_off
 from storage.store import Manifest, Store, StoreError, key_of
-from training.settings import TrainConfig
+from training.settings import TrainConfig, TrainError
+from training.sizes import parameters
 
 VERSION = 3  # raise when the same rows and settings would give another adapter
 
@@ -62,9 +63,6 @@ def sized(model: str, config: TrainConfig) -> TrainConfig:
     """The settings with what depends on the size of the model decided, as they stand in the key."""
     if config.learning_rate is not None:
         return config
-    from training.encode import TrainError
-    from training.model import parameters
-
     try:
         return config.for_model(parameters(model_folder(model)))
     except TrainError as why:
@@ -122,7 +120,7 @@ def summary(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
     if facts["resumed_at"]:
         lines.append(f"went on from the checkpoint of step {facts['resumed_at']:,}; the times are since then")
     if counts.get("left out"):
-        lines.append(f"{counts['left out']:,} rows were left out as too long: `thresher show ADAPTER --rows` lists them")
+        lines.append(f"{counts['left out']:,} rows were left out; `thresher show ADAPTER --rows` lists them")
     return [*lines, *facts["notes"]]
 
 
@@ -149,7 +147,7 @@ def _train(
 
         facts = launched(store, rows, base, config, out, place, tell, processes, every)
     else:
-        from training.sft import TrainError, train  # TRL takes seconds to import, and a memoised run needs none of it
+        from training.sft import train  # TRL takes seconds to import, and a memoised run needs none of it
 
         folder, name = model_folder(base.model), base_name(base)
         try:

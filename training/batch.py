@@ -71,7 +71,8 @@ class Packed:
             for i in held:
                 b = batch[i]
                 at = slice(start, start := start + len(b["input_ids"]))
-                ids[k, at], labels[k, at], rows[k, at] = torch.tensor(b["input_ids"]), torch.tensor(b["labels"]), b["row"]
+                ids[k, at], labels[k, at] = torch.tensor(b["input_ids"]), torch.tensor(b["labels"])
+                rows[k, at] = b["row"]
                 places[k, at] = torch.arange(len(b["input_ids"]))
                 labels[k, at.start] = IGNORED  # the row before it does not tell its first token
         return {"input_ids": ids, "position_ids": places, "labels": labels, "rows": rows}

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from training.encode import TrainError
+from training.settings import TrainError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ROWS = "rows.json"

@@ -21,10 +21,11 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer
 
 from training.checkpoint import UNFINISHED, Checkpoints, latest, not_saved
-from training.encode import Template, TrainError, load_tokenizer
-from training.model import load_model, parameters
+from training.encode import Template, load_tokenizer
+from training.model import load_model
 from training.save import save_adapter, written
-from training.settings import PreferConfig
+from training.settings import PreferConfig, TrainError
+from training.sizes import parameters
 
 _WARM_UP = 0.1
 

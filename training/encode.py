@@ -19,11 +19,9 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
+from training.settings import TrainError
+
 IGNORED = -100  # label of a token that is not learnt
-
-
-class TrainError(Exception):
-    """The rows or the model cannot be trained on as they are; the message names them and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

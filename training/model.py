@@ -1,19 +1,16 @@
 """The model that is trained: the base as it is (full), with LoRA matrices, or in 4 bits with LoRA matrices (QLoRA)."""
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from training.encode import TrainError
-from training.settings import TrainConfig
+from training.settings import TrainConfig, TrainError
 
 
 def load_model(base: str | Path, config: TrainConfig, adapter: Path | None = None) -> Any:
@@ -69,20 +66,8 @@ def linear_layers(model: Any) -> Iterator[str]:
     return (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
 
 
-def parameters(folder: Path) -> int:
-    """How many parameters a model folder holds, by the headers of its weights; nothing is loaded."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.exists():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    if not all((folder / name).exists() for name in names):
-        raise TrainError(f"{folder} holds no model.safetensors; convert the model's weights to safetensors")
-    total = 0
-    for name in sorted(names):
-        with safe_open(folder / name, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118  it is no dict
-                total += int(torch.Size(weights.get_slice(key).get_shape()).numel())
-    return total
+def gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:

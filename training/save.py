@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.encode import TrainError
+from training.settings import TrainError
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -42,7 +42,7 @@ def written(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise TrainError(f"{out} could not be written ({error}); free the disk, and run the same command again") from error
+        raise TrainError(f"{out} could not be written ({error}); free the disk, then run the same command") from error
 
 
 def merge(base: str | Path, adapter: Path, out: Path) -> None:

@@ -13,6 +13,10 @@ LEARNING_RATES: tuple[tuple[float, float], ...] = ((50e6, 2e-3), (13.5e9, 2e-4),
 FULL = 0.1
 
 
+class TrainError(Exception):
+    """The rows or the model cannot be trained on as they are; the message names them and the remedy."""
+
+
 class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -18,11 +18,12 @@ from trl import SFTConfig, SFTTrainer
 
 from training.batch import Packed, Padded, keeps_apart, order
 from training.checkpoint import UNFINISHED, Checkpoints, latest, not_saved, saved_state
-from training.encode import Rows, Template, TrainError, encode_rows, load_tokenizer
+from training.encode import Rows, Template, encode_rows, load_tokenizer
 from training.loss import token_losses
-from training.model import checkpointing, load_model, parameters
+from training.model import checkpointing, load_model
 from training.save import save_adapter, save_model, written
-from training.settings import TrainConfig
+from training.settings import TrainConfig, TrainError
+from training.sizes import parameters
 from training.watch import Watch
 
 __all__ = ["TrainConfig", "TrainError", "TrainFacts", "train"]

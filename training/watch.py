@@ -6,7 +6,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from training.encode import IGNORED, Encoded, TrainError
+from training.encode import IGNORED, Encoded
+from training.settings import TrainError
 
 SEEN = {
     "id": pl.String,

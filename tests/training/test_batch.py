@@ -67,8 +67,9 @@ def test_a_model_that_mixes_packed_rows_is_found_out(tiny_model, batch):
 
 
 def test_packing_turns_itself_off_where_rows_would_mix_and_says_so(tmp_path):
-    from tests.training.families import tokenizer
     from transformers import MambaConfig, MambaForCausalLM
+
+    from tests.training.families import tokenizer
 
     torch.manual_seed(0)
     made = tokenizer("chatml")

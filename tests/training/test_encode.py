@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 from storage.schema import message
 from tests.rows import rows
 from tests.training.families import FAMILIES, MARKED, tokenizer
-from training.encode import Template, TrainError, encode_rows, load_tokenizer
+from training.encode import Template, encode_rows, load_tokenizer
+from training.settings import TrainError
 
 TALK = [("user", "What is\n2+2?"), ("assistant", "4, of course"), ("user", "sure?"), ("assistant", "Yes.")]
 
