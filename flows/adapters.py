@@ -50,7 +50,7 @@ def serve_command(store: Store, trained: str, model: str, name: str, port: int) 
 
     Raises StoreError for an adapter that vLLM cannot serve beside its base, and says to merge it.
     """
-    made = _trained(store, trained)
+    _trained(store, trained)
     folder, base = store.files(trained), str(model_folder(model))
     start = ["python", "-m", "vllm.entrypoints.openai.api_server"]
     if not (folder / "adapter_config.json").exists():
@@ -68,7 +68,7 @@ def serve_command(store: Store, trained: str, model: str, name: str, port: int) 
         *[*start, "--model", base, "--port", str(port)],
         *["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder}"],
         # without the head among them: vLLM's engine dies when it is asked for prompt log-probabilities
-        *["--lora-target-modules", *sorted(said["target_modules"])],
+        *["--lora-target-modules", *sorted({t.rpartition(".")[-1] for t in said["target_modules"]})],
     ]
 
 

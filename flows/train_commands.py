@@ -94,7 +94,7 @@ def show_preview(place: Store, rows: str, model: str, config: TrainConfig) -> No
         raise StoreError(str(why)) from why
     for row in found.encoded[:_SHOWN]:
         typer.echo(f"{row.id}: {len(row.tokens)} tokens, {sum(row.learnt)} learnt" + _cut(row.cut))
-        _print_tokens([(template.tokenizer.decode([t]), said) for t, said in zip(row.tokens, row.learnt, strict=True)])
+        _print_tokens(list(zip(_texts(template.tokenizer, row.tokens), row.learnt, strict=True)))
     tokens, learnt = sum(len(r.tokens) for r in found.encoded), sum(sum(r.learnt) for r in found.encoded)
     how = "the template's own marks" if template.marked else "prefix matching"
     if template.known:
@@ -125,6 +125,15 @@ def _print_tokens(tokens: list[tuple[str, bool]]) -> None:
     for i, (token, said) in enumerate(tokens):
         line.append(token, style=("bold black on green" if i % 2 else "bold black on bright_green") if said else "dim")
     Console().print(line, soft_wrap=True)
+
+
+def _texts(tokenizer: Any, tokens: list[int]) -> list[str]:
+    """What each token adds to the text; a token decoded alone may lose the space before it."""
+    upto = [tokenizer.decode(tokens[:i]) for i in range(len(tokens) + 1)]
+    return [
+        now[len(before) :] if now.startswith(before) else tokenizer.decode([token])
+        for before, now, token in zip(upto, upto[1:], tokens, strict=False)
+    ]
 
 
 def _cut(messages: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from training.settings import TrainError
 
@@ -50,6 +51,7 @@ def merge(base: str | Path, adapter: Path, out: Path) -> None:
 
     Raises TrainError where the adapter belongs to another base.
     """
+    transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     wanted = model.dtype
     try:
