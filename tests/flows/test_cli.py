@@ -83,7 +83,6 @@ def test_help_of_a_step_teaches_its_settings():
         pytest.param(("evaluate", "numbers", "--model", "/no/model"), 1, "/no/model", id="no-model"),
         pytest.param(("train", "numbers", "--targets", "q_prjo"), 1, "did you mean q_proj", id="no-such-layer"),
         pytest.param(("train", "numbers", "--rows-at-once", "5"), 2, "does not divide batch_size", id="uneven"),
-        pytest.param(("train", "numbers", "--max-length", "8"), 1, "rows are longer than", id="all-too-long"),
         pytest.param(("prefer", "numbers"), 1, "holds no pair", id="no-pairs"),
         pytest.param(("serve", "numbers"), 1, "name what `thresher train` made", id="serve-rows"),
         pytest.param(("evaluate", "numbers", "--by", "colour"), 2, "no such column", id="no-such-group"),
