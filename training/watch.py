@@ -49,9 +49,10 @@ class Watch:
                 f"the loss is no number at {len(names)} of {len(numbers)} rows: {', '.join(names[:5])}"
                 f"{' …' if len(names) > 5 else ''}; lower the learning rate, or look at these rows with --preview"
             )
-        for i, new, wrong in zip(numbers.tolist(), loss.tolist(), error.tolist(), strict=True):
+        for i, n, new, wrong in zip(*(t.tolist() for t in (numbers, count, loss, error)), strict=True):
             times, first, _, first_error = self.seen.get(i, (0, new, new, wrong))
-            self.seen[i] = [times + 1, first, new, first_error]
+            again = round(n / sum(self.rows[i].learnt[1:]))  # a row may stand in a batch twice
+            self.seen[i] = [times + again, first, new, first_error]
 
     def state(self) -> dict[str, Any]:
         return {str(i): found for i, found in self.seen.items()}
@@ -60,7 +61,7 @@ class Watch:
         self.seen = {int(i): found for i, found in state.items()}
 
     def gather(self) -> None:
-        """Bring together what each process saw of the rows; a row seen by two counts for both."""
+        """Bring together what each process saw of the rows; of a row seen by two, the first one's losses stay."""
         told: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(told, self.seen)
         together: dict[int, list[float]] = {}

@@ -133,7 +133,7 @@ def test_each_row_of_a_training_is_told_of_and_the_run_says_what_it_took(store, 
     made = train_adapter(store, "longer", EngineSpec(model=str(tiny_model)), config)
     seen = store.read_side(made, "rows")
     assert seen["id"].to_list() == ["r0", "r1", "r2"] and seen["times"].to_list() == [3, 3, 0]
-    assert seen["left_out"].to_list() == [None, None, "96 tokens, over 60"]
+    assert seen["left_out"].to_list() == [None, None, "97 tokens, over 60"]
     assert store.manifest(made).counts == {"rows": 2, "steps": 3, "left out": 1}
     facts = store.run_facts(made)
     assert facts["hand_off"]["processes"] == 0 and facts["processes"] == 1
