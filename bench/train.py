@@ -113,7 +113,7 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=24)
     asked.add_argument("--repeats", type=int, default=3)
     said = asked.parse_args()
-    config = TrainConfig(optimizer_steps=said.steps, learning_rate=2e-3, gradient_checkpointing=False)
+    config = TrainConfig(optimizer_steps=said.steps, learning_rate=2e-3, gradient_checkpointing="off")
     plans: dict[str, Any] = {
         "TRL": bare,
         "ours": ours,

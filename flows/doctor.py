@@ -17,6 +17,7 @@ PACKAGES = (
     "transformers",
     "peft",
     "trl",
+    "bitsandbytes",
     "sentence-transformers",
     "scikit-learn",
     "prefect",

@@ -1,6 +1,7 @@
 """The model that is trained: the base as it is (full), with LoRA matrices, or in 4 bits with LoRA matrices (QLoRA)."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,30 @@ def load_model(base: str | Path, config: TrainConfig, adapter: Path | None = Non
     Raises TrainError naming a target that no layer has, or what QLoRA lacks.
     """
     on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    # a full run keeps its weights in float32, else small updates would be rounded away; it computes in bfloat16 too
+    dtype = torch.bfloat16 if on_gpu and config.method != "full" else torch.float32
+    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if config.packing and on_gpu:  # kernels that keep packed rows apart without a mask of tokens by tokens
         how["attn_implementation"] = "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
     if config.method == "qlora":
-        how["quantization_config"] = _four_bits(dtype)
+        how |= {"quantization_config": _four_bits(dtype), "device_map": {"": here}}
     model = AutoModelForCausalLM.from_pretrained(base, **how)
     if config.method == "qlora":
         model = _quantised(model, checkpointing(config))
+    else:
+        model.to(here)
     set_seed(config.seed)  # decides the first weights of the adapter
     if adapter is not None:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     if config.method == "full":
-        return model.float() if not on_gpu else model
+        return model
     return get_peft_model(model, lora(model, config))
 
 
 def checkpointing(config: TrainConfig) -> bool:
-    return torch.cuda.is_available() if config.gradient_checkpointing is None else config.gradient_checkpointing
+    asked = config.gradient_checkpointing
+    return torch.cuda.is_available() if asked == "auto" else asked == "on"
 
 
 def lora(model: Any, config: TrainConfig) -> LoraConfig:

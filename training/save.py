@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from training.settings import TrainError
@@ -32,8 +32,9 @@ def save_adapter(model: Any, out: Path, name: str) -> None:
 
 
 def save_model(model: Any, base: str | Path, out: Path) -> None:
-    """A model folder with the base's tokenizer and chat template, as they came."""
-    model.save_pretrained(out)
+    """A model folder in the base's dtype, with the base's tokenizer and chat template as they came."""
+    said = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    model.to(said.dtype or torch.float32).save_pretrained(out)
     AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(out)
 
 
@@ -53,10 +54,9 @@ def merge(base: str | Path, adapter: Path, out: Path) -> None:
     """
     transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
-    wanted = model.dtype
     try:
         merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError) as error:
         raise TrainError(f"{adapter} is no adapter of {base}: {str(error)[:300]}") from error
     with written(out):
-        save_model(merged.to(wanted), base, out)
+        save_model(merged, base, out)

@@ -67,8 +67,8 @@ class TrainConfig(BaseModel):
     packing: bool = False
     """Put the rows of a step into few sequences of max_length, kept apart; turns itself off where the model cannot."""
 
-    gradient_checkpointing: bool | None = None
-    """Compute activations again in the backward pass, a third slower, far less memory; on a GPU if not given."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again in the backward pass: a third slower, far less memory. auto: on a GPU."""
 
     seed: int = Field(0, ge=0)
     """Decides the first adapter weights and the order of the rows."""

@@ -83,9 +83,9 @@ def test_packing_turns_itself_off_where_rows_would_mix_and_says_so(tmp_path):
     assert len(found.losses) == 2
 
 
-@pytest.mark.parametrize("at_once", [2, 4])
-def test_fewer_rows_at_once_are_the_same_step(tiny_model, tmp_path, at_once):
+@pytest.mark.parametrize("less", [{"rows_at_once": 2}, {"gradient_checkpointing": "on"}])
+def test_what_takes_less_memory_is_the_same_step(tiny_model, tmp_path, less):
     config = TrainConfig(optimizer_steps=4, batch_size=8, rank=4, learning_rate=1e-2)
     whole = train(tiny_model, POOL, tmp_path / "whole", config)
-    parts = train(tiny_model, POOL, tmp_path / "parts", config.model_copy(update={"rows_at_once": at_once}))
+    parts = train(tiny_model, POOL, tmp_path / "parts", config.model_copy(update=less))
     assert parts.losses == pytest.approx(whole.losses, abs=1e-4)
