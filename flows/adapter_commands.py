@@ -1,12 +1,13 @@
-"""`thresher merge`, `thresher export-adapter` and `thresher serve`: what comes after a training."""
+"""`thresher merge`, `export-adapter`, `serve` and `harness`: what comes after a training."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.command import StoreOption, open_store
+from flows.command import AsJson, StoreOption, open_store
 from flows.progress import say
 
 adapters = typer.Typer()
@@ -49,3 +50,24 @@ def serve(
 
     place = open_store(store)
     typer.echo(shlex.join(serve_command(place, place.resolve(adapter), model, adapter, port)))
+
+
+@adapters.command("harness")
+def harness_(
+    tasks: Annotated[str, typer.Argument(help="Tasks of lm-eval, with commas between: gsm8k,arc_easy.")],
+    adapter: Annotated[str | None, typer.Option(help="What was trained; none is the untuned model.")] = None,
+    model: Annotated[str, typer.Option(help="Base model: nano, a folder or a hub name.")] = "nano",
+    limit: Annotated[int | None, typer.Option(help="Rows of each task; all if not given.", min=1)] = None,
+    include: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Run benchmarks of lm-eval, which is installed apart: `pip install lm-eval`."""
+    from flows.harness import harness
+
+    place = open_store(store)
+    found = harness(place, place.resolve(adapter) if adapter else None, model, tasks, limit, include)
+    if as_json:
+        return typer.echo(json.dumps(found, indent=1))
+    for task, told in found.items():
+        typer.echo(f"{task}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
