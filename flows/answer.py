@@ -93,7 +93,8 @@ def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
     needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full" and a["difference"]["seeds"] > 1]
     points, more = f"{WORTHWHILE * 100:.0f} points", ""
     if None in needed:
-        more = f" For differences of {points} the held-out rows are too few, however many seeds there are."
+        some = " of some arms" if any(needed) else ""
+        more = f" For differences of {points}{some} the held-out rows are too few, however many seeds there are."
     elif needed:
         more = f" {max(needed):,} seeds would most likely show a difference of {points}."
     return (
