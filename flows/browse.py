@@ -153,6 +153,8 @@ def _tell(found: History) -> None:
             "taken": "stood in the training set",
             "train": "an adapter was trained on it",
         }.get(event.step, "")
+        if event.step == "train" and event.facts:
+            facts = f"an adapter was trained on it: {facts}"
         typer.echo(f"  {event.name or event.dataset}: {facts}")
     for child in found.children:
         typer.echo(f"  grew: {child}")

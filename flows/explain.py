@@ -35,7 +35,7 @@ def history(store: Store, row: str) -> History:
     adapters_of: dict[str, list[Manifest]] = {}
     manifests = [store.manifest(d) for d in store.ids()]
     for made in manifests:
-        if made.kind == "adapter":
+        if made.step == "train":  # what `prefer` learnt from are the pairs, which tell of their rows themselves
             adapters_of.setdefault(made.inputs["rows"], []).append(made)
     seen_parts: set[str] = set()
     for made in manifests:
@@ -61,7 +61,11 @@ def history(store: Store, row: str) -> History:
         for trained in adapters_of.get(made.id, []):
             live = store.read(made.id, ["id", "drop_reason"]).filter(pl.col("drop_reason").is_null())
             ids = live.filter(pl.col("id").str.starts_with(row))["id"].to_list()
-            events += [(i, Event(trained.id, "train", names.get(trained.id, ""), {})) for i in ids]
+            seen = store.read_side(trained.id, "rows")
+            told = {r["id"]: r for r in seen.filter(pl.col("id").is_in(ids)).to_dicts()} if seen.width else {}
+            for i in ids:
+                facts = {k: told[i][k] for k in _OF_THE_TRAINING if told.get(i, {}).get(k) is not None}
+                events.append((i, Event(trained.id, "train", names.get(trained.id, ""), facts)))
         if "origin" in made.side:
             for said in store.read_side(made.id, "origin").filter(pl.col("id").str.starts_with(row)).to_dicts():
                 origin = said
@@ -75,4 +79,5 @@ def history(store: Store, row: str) -> History:
     return History({"id": id_, **said}, origin, [e for i, e in events if i == id_], sorted(children))
 
 
+_OF_THE_TRAINING = ("times", "first_loss", "last_loss", "left_out")
 _OF_THE_ROW = ("messages", "source", "method", "parent_id", "round", "embedding")
