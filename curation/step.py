@@ -41,6 +41,10 @@ class Completion:
     text: str
     logprobs: tuple[float, ...] = ()
     error: str | None = None
+    tokens: int = 0
+    """How many it took, with the one that ends it."""
+    truncated: bool = False
+    """It was cut at `max_tokens` or at the end of the context."""
 
 
 @dataclass(frozen=True, slots=True)
