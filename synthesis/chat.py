@@ -4,12 +4,16 @@ What a row says never becomes a control token: text such as `<|im_end|>` inside 
 any other text. What cannot be read at all is a `Failed` in its place.
 """
 
+import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from curation.step import Failed
@@ -131,6 +135,29 @@ class Chat:
 
     def _letters(self, control: str) -> list[int]:
         return self.tokenizer(control, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def load_chat(model: str | Path) -> Chat:
+    """By the model's files, without its weights."""
+    try:
+        generation = GenerationConfig.from_pretrained(str(model))
+    except OSError:  # a model without one
+        generation = None
+    return Chat(str(model), AutoConfig.from_pretrained(str(model), trust_remote_code=False), generation)
+
+
+def seeds_of(seed: int | Sequence[int], prompts: list[Messages]) -> list[int]:
+    """A seed for each prompt: equal prompts of one call are answered independently, whoever stands beside them."""
+    if not isinstance(seed, int):
+        return list(seed)
+    copies: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        said = json.dumps([[m["role"], m["content"]] for m in prompt])
+        copies[said] += 1
+        drawn = hashlib.sha256(f"{seed} {copies[said]} {said}".encode()).digest()
+        seeds.append(int.from_bytes(drawn[:4], "big") // 2)
+    return seeds
 
 
 def quiet() -> None:

@@ -3,7 +3,9 @@
 import copy
 import gc
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from curation.step import Completion, Failed
 from storage.schema import Messages
 from synthesis.chat import Chat, quiet
-from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, shared_prefix
+from synthesis.constraint import Constraint
+from synthesis.decode import Answer, Prefix, Sampling, batches, decode, last_logits, shared_prefix
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
@@ -49,6 +52,7 @@ class LocalEngine:
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device]
         self.scoring_tokens = min(self.batch_tokens, _SCORING_TOKENS[device])
         self.progress = progress
+        self.used: Counter[str] = Counter()
         self.identity = identity or _identity(model, device)
         if adapter is not None:
             self._play(adapter, identity)
@@ -56,6 +60,7 @@ class LocalEngine:
     def with_adapter(self, folder: str | Path | None, identity: str | None = None) -> "LocalEngine":
         """The same base model with another adapter, or with none; nothing of the base is loaded again."""
         view = copy.copy(self)
+        view.used = Counter()
         view._play(folder, identity)
         return view
 
@@ -71,31 +76,45 @@ class LocalEngine:
         n: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        schema: dict[str, Any] | None = None,
+        done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
-        how = Sampling(max_tokens, temperature, top_p, self._base.chat.ends, self._base.chat.context)
-        random = torch.Generator().manual_seed(seed)
-        draws = torch.rand((len(prompts), n, max_tokens), generator=random)
-        encoded = self._base.chat.encode(prompts)
-        fitting, out = self._base.chat.split(encoded, self._base.chat.context - 1)
-        done: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
+        chat = self._base.chat
+        how = Sampling(max_tokens, temperature, top_p, chat.ends, chat.context)
+        draws = _draws(seed, len(prompts), n, max_tokens)
+        encoded = chat.encode(prompts)
+        fitting, out = chat.split(encoded, chat.context - 1)
+        answered: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
         costs = {i: (len(encoded[i]) + max_tokens) * n for i in fitting}
-        with self._base.speaking(self._adapter) as model:
-            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+        constraint = None
+        if choices or schema is not None:
+            try:
+                constraint = self._base.constraint(choices, schema)
+            except ValueError as why:
+                if isinstance(why, EngineError):
+                    raise
+                fitting, answered = [], [a or [Completion("", error=str(why))] * n for a in answered]
+        with self._base.speaking(self._adapter) as model, self._counted(encoded, fitting) as read:
+            prefix = read(shared_prefix(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, costs, self.batch_tokens):
                 rows = [encoded[i][prefix.length :] for i in group]
-                for i, answers in zip(group, decode(model, prefix, rows, draws[group], how), strict=True):
-                    texts = [self._base.chat.said(a.tokens) for a in answers]
-                    done[i] = [Completion(t, tuple(a.logprobs)) for t, a in zip(texts, answers, strict=True)]
-        return done
+                for i, answers in zip(group, decode(model, prefix, rows, draws[group], how, constraint), strict=True):
+                    answered[i] = [_completion(chat, a, stop) for a in answers]
+                    self.used["generated_tokens"] += sum(c.tokens for c in answered[i])
+        for i, answers in enumerate(answered):
+            done(i, answers)
+        return answered
 
     def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
         """The forms "A" and " A" of an answer are summed where both are one token."""
         forms = [self._base.chat.forms(a) for a in answers]
         encoded = self._base.chat.encode(prompts)
         fitting, done = self._base.chat.split(encoded, self._base.chat.context)
-        with self._base.speaking(self._adapter) as model:
-            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+        with self._base.speaking(self._adapter) as model, self._counted(encoded, fitting) as read:
+            prefix = read(shared_prefix(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}, self.scoring_tokens):
                 logits = last_logits(model, prefix, [encoded[i][prefix.length :] for i in group], 1)[:, -1]
                 odds = logits.softmax(-1)
@@ -109,11 +128,9 @@ class LocalEngine:
         encoded = [self._base.chat.encode_answered(c) for c in conversations]
         tokens = [e if isinstance(e, Failed) else e[0] for e in encoded]
         fitting, done = self._base.chat.split(tokens, self._base.chat.context)
-        if not fitting:
-            return done
         spans = {i: len(encoded[i][0]) - encoded[i][1] for i in fitting}
-        with self._base.speaking(self._adapter) as model:
-            prefix = self._prefix_before_answers(model, [encoded[i] for i in fitting])
+        with self._base.speaking(self._adapter) as model, self._counted(tokens, fitting) as read:
+            prefix = read(self._prefix_before_answers(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, {i: len(tokens[i]) for i in fitting}, self.scoring_tokens):
                 keep = max(spans[i] for i in group) + 1
                 logits = last_logits(model, prefix, [tokens[i][prefix.length :] for i in group], keep)
@@ -131,6 +148,21 @@ class LocalEngine:
     def _play(self, adapter: str | Path | None, identity: str | None) -> None:
         self._adapter = None if adapter is None else self._base.load(Path(adapter))
         self.identity = identity or _identity(self._base.name, self._base.device, adapter)
+
+    @contextmanager
+    def _counted(self, encoded: list[Any], fitting: list[int]) -> Iterator[Callable[[Prefix], Prefix]]:
+        """Adds to `used` what a call takes; is told of the prefix that was read once for all."""
+        began = time.monotonic()
+        self.used["requests"] += len(encoded)
+        self.used["failures"] += len(encoded) - len(fitting)
+        self.used["prompt_tokens"] += sum(len(encoded[i]) for i in fitting)
+
+        def read(prefix: Prefix) -> Prefix:
+            self.used["cached_tokens"] += prefix.length * max(0, len(fitting) - 1)
+            return prefix
+
+        yield read
+        self.used["seconds"] += time.monotonic() - began
 
     def _prefix_before_answers(self, model: Any, encoded: list[tuple[list[int], int]]) -> Prefix:
         """What all conversations begin with, kept short of every answer and of the token before it."""
@@ -201,6 +233,10 @@ class _Base:
                     self.peft.set_adapter(adapter, inference_mode=True)
             yield self.merged[adapter] if self.merging and adapter else self.model
 
+    def constraint(self, choices: Sequence[str], schema: Any) -> Constraint:
+        width = self.model.config.get_text_config().vocab_size
+        return Constraint(self.chat.tokenizer, self.chat.ends, width, choices, schema)
+
     def close(self) -> None:
         with self.lock:
             self.model = self.peft = None
@@ -208,6 +244,24 @@ class _Base:
             gc.collect()
             if self.device == "cuda":
                 torch.cuda.empty_cache()
+
+
+def _draws(seed: int | Sequence[int], prompts: int, n: int, max_tokens: int) -> torch.Tensor:
+    """A number in [0, 1) for each prompt, sample and token: all from one seed, or each prompt's from its own."""
+    if isinstance(seed, int):
+        return torch.rand((prompts, n, max_tokens), generator=torch.Generator().manual_seed(seed))
+    own = [torch.rand((1, n, max_tokens), generator=torch.Generator().manual_seed(s)) for s in seed]
+    return torch.cat([torch.empty(0, n, max_tokens), *own])
+
+
+def _completion(chat: Chat, answer: Answer, stop: Sequence[str]) -> Completion:
+    tokens, text = answer.tokens, chat.said(answer.tokens)
+    truncated = tokens[-1] not in chat.ends
+    if found := [s for s in stop if s in text]:
+        while any(s in chat.said(tokens[:-1]) for s in found):
+            tokens = tokens[:-1]
+        text, truncated = text[: min(text.index(s) for s in found)], False
+    return Completion(text, tuple(answer.logprobs[: len(tokens)]), None, len(tokens), truncated)
 
 
 def _identity(model: str | Path, device: str, adapter: str | Path | None = None) -> str:

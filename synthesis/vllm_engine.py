@@ -11,7 +11,6 @@ An engine that dies all the same is started once more, and what it had not answe
 """
 
 import copy
-import hashlib
 import json
 import math
 import re
@@ -22,11 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
-
 from curation.step import Completion, Failed
 from storage.schema import Messages
-from synthesis.chat import Chat
+from synthesis.chat import Chat, load_chat, seeds_of
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 from synthesis.vllm_process import VllmProcess
 
@@ -99,7 +96,7 @@ class VllmEngine:
     ) -> list[list[Completion]]:
         chat = self._base.chat
         encoded = chat.encode(prompts)
-        seeds = _seeds(seed, encoded) if temperature else [None] * len(prompts)
+        seeds = seeds_of(seed, prompts) if temperature else [None] * len(prompts)
         how = {"temperature": temperature, "logprobs": 0, "stop": list(stop), "detokenize": bool(stop)}
         how |= {"stop_token_ids": list(chat.ends)} | ({"top_p": top_p, "n": n} if temperature else {})
         if choices or schema is not None:
@@ -174,21 +171,19 @@ class VllmEngine:
             identity = fingerprint("vllm", self._base.name, str(self._base.settings["dtype"]), adapter)
         self.identity = identity
 
-    def _ask(
-        self, encoded: list[Any], asked: dict[int, dict], told: Callable[[int, Any], None], requests: int
-    ) -> None:
+    def _ask(self, encoded: list[Any], asked: dict[int, dict], told: Callable[[int, Any], None], requests: int) -> None:
         """Send what fits; `told` hears of each as it is answered."""
-        began, answered = time.monotonic(), 0
+        began = time.monotonic()
         self.used["requests"] += requests
         self.used["failures"] += requests - len(asked)
-        for i, outcome in self._base.process.answers({i: (encoded[i], how) for i, how in asked.items()}, self._adapter):
+        outcomes = self._base.process.answers({i: (encoded[i], how) for i, how in asked.items()}, self._adapter)
+        for answered, (i, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, Failed):
                 self.used["failures"] += 1
             else:
                 self.used["prompt_tokens"] += len(encoded[i])
                 self.used["cached_tokens"] += outcome[2]
             told(i, outcome)
-            answered += 1
             if self.progress:
                 self.progress(answered, len(asked))
         self.used["seconds"] += time.monotonic() - began
@@ -199,11 +194,7 @@ class _Base:
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.name = name
-        try:
-            generation = GenerationConfig.from_pretrained(name)
-        except OSError:  # a model without one
-            generation = None
-        self.chat = Chat(name, AutoConfig.from_pretrained(name, trust_remote_code=False), generation)
+        self.chat = load_chat(name)
         self.chat.context = min(settings["max_model_len"] or self.chat.context, self.chat.context)
         self.settings = settings
         self.process = VllmProcess(settings | {"model": name, "max_model_len": self.chat.context})
@@ -251,20 +242,6 @@ def _tensors(folder: Path) -> list[str]:
             return list(file.keys())
     except (OSError, SafetensorError) as why:
         raise EngineError(f"{folder} holds no adapter_model.safetensors that can be read: {why}") from None
-
-
-def _seeds(seed: int | Sequence[int], encoded: list[Any]) -> list[int]:
-    """A seed for each prompt: equal prompts of one call are answered independently, whoever stands beside them."""
-    if not isinstance(seed, int):
-        return list(seed)
-    copies: Counter[str] = Counter()
-    seeds = []
-    for tokens in encoded:
-        said = str(tokens)
-        copies[said] += 1
-        drawn = hashlib.sha256(f"{seed} {copies[said]} {said}".encode()).digest()
-        seeds.append(int.from_bytes(drawn[:4]) // 2)
-    return seeds
 
 
 def _completion(chat: Chat, one: tuple, detokenized: bool) -> Completion:

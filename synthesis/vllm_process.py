@@ -1,5 +1,6 @@
 """The process that vLLM runs in: started when it is needed, shared by callers, started once more if it dies."""
 
+import contextlib
 import itertools
 import os
 import queue
@@ -51,9 +52,9 @@ class VllmProcess:
             except Died as why:
                 deaths += 1
                 if deaths > 1:
+                    had = f"{len(requests) - len(left)} of {len(requests)} answers were had and are kept"
                     raise EngineError(
-                        f"vLLM's engine died twice ({why}); {len(requests) - len(left)} of {len(requests)} answers were "
-                        "had and are kept: run the same command to go on, or take the local engine"
+                        f"vLLM's engine died twice ({why}); {had}: run the same command to go on"
                     ) from why
 
     def stop(self) -> None:
@@ -80,7 +81,7 @@ class _Running:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         ours, theirs = Pipe()
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "synthesis.vllm_worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -117,7 +118,10 @@ class _Running:
             for start in range(0, len(asked), _AT_ONCE):
                 self._send(("ask", asked[start : start + _AT_ONCE]))
             while left:
-                for i, (kind, told) in heard.get() if not self.dead else self._buried(heard):
+                outcomes = None if self.dead and heard.empty() else heard.get()
+                if outcomes is None:
+                    raise Died(self.last_words())
+                for i, (kind, told) in outcomes:
                     left.discard(i)
                     yield i, told if kind == "said" else Failed(f"vLLM refuses: {told}")
         finally:
@@ -127,10 +131,8 @@ class _Running:
 
     def end(self) -> None:
         self.dead = True
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.connection.close()
 
@@ -140,12 +142,6 @@ class _Running:
         lines = [line.strip() for line in self.log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         wrong = [line for line in lines if re.search(r"(Error|Exception|Killed)\b.*:", line)] or lines
         return re.sub(r"^\[[^]]*\]:?\s*|\x1b\[[0-9;]*m", "", wrong[-1])[:300] if wrong else "it said nothing"
-
-    def _buried(self, heard: queue.SimpleQueue) -> list[tuple[int, Any]]:
-        """What was heard before the end; after that there is nothing more to wait for."""
-        if heard.empty() or (told := heard.get()) is None:
-            raise Died(self.last_words())
-        return told
 
     def _send(self, message: tuple, quietly: bool = False) -> None:
         try:
