@@ -23,7 +23,7 @@ from flows.engines import EngineError, EngineSpec, leases
 from flows.models import check_models, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
-from flows.step_commands import add_options, options, role_options, step_app
+from flows.step_commands import add_options, engine_options, options, role_options, step_app
 from storage.store import Store, StoreError
 
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
@@ -220,7 +220,6 @@ def train(
     say(f"{name}: {place.files(made)}")
 
 
-@app.command()
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Dataset with the right answers, such as a held-out set.")],
     adapter: Annotated[
@@ -230,11 +229,12 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
     as_json: AsJson = False,
     store: StoreOption = Path(".thresher"),
+    **typed: Any,
 ) -> None:
     """Answer a dataset's prompts and count the right answers, with a 95 % interval."""
     from flows.statistics import estimate
 
-    place, typed = open_store(store), {"student": model, "student_adapter": adapter}
+    place, typed = open_store(store), typed | {"student": model, "student_adapter": adapter}
     config = settings("evaluate", {"max_tokens": max_tokens})
     made = _run(place, find_step("evaluate"), config, place.resolve(dataset), {}, typed)
     live = place.read(made, ["student_correct", "drop_reason"]).filter(pl.col("drop_reason").is_null())
@@ -244,6 +244,9 @@ def evaluate(
     e = estimate(correct[None, :], 0, 1)
     found = {"dataset": made, "rows": len(correct), "accuracy": e.mean, "low": e.low, "high": e.high}
     typer.echo(json.dumps(found) if as_json else f"{e.mean:.1%} ({e.low:.1%} to {e.high:.1%}) of {len(correct):,} rows")
+
+
+app.command()(add_options(evaluate, engine_options()))
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from curation.step import find_step
 from flows import assemble, cards, report
 from flows.budget import rows_within
 from flows.config import LoopConfig, Use
-from flows.engines import EngineSpec
-from flows.models import role_models
+from flows.models import role_models, student_model
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
@@ -135,7 +134,7 @@ class Turn:
     def evaluate(self, what: str, rows: str, adapter: str | None, likelihood: bool = False) -> str:
         said = self.config.evaluate
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
-        student = EngineSpec(model=self.config.model, adapter=str(self.store.files(adapter)) if adapter else None)
+        student = student_model(self.config, str(self.store.files(adapter)) if adapter else None)
         return run_one_step(
             self._label(what), self.root, use.step, use.config(), rows, {}, {"student": student}, self._name(what)
         )

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flows.config import ConfigError, LoopConfig, RoleModel
+from pydantic import TypeAdapter, ValidationError
+
+from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
+from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
 from flows.engines import EngineSpec, identity, model_folder
 from storage.store import Store
 
@@ -18,9 +21,14 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
         raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(known)}")
     embedder = config.roles.get("embedder", RoleModel()).model or EMBEDDER
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
-    models["base"] = models["student"] = EngineSpec(model=config.model)
+    models["base"] = models["student"] = student_model(config)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
     return models
+
+
+def student_model(config: LoopConfig, adapter: str | None = None) -> EngineSpec:
+    """The model that is tuned, with an adapter or as it was."""
+    return EngineSpec(model=config.model, adapter=adapter, settings=config.engine)
 
 
 def check_models(config: LoopConfig, store: Store) -> None:
@@ -37,24 +45,40 @@ def instruct_adapter(model: str) -> str | None:
 
 def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | None]) -> dict[str, EngineSpec]:
     """A model for each role as a command has it: `judge` names the model, `judge_adapter` a dataset or a folder."""
-    return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter")) for role in roles}
+    engine = typed_engine(typed.get("engine") or "local", typed.get("engine_set") or [])
+    return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter"), engine) for role in roles}
 
 
-def _typed(store: Store, role: str, model: str | None, adapter: str | None) -> EngineSpec:
+def typed_engine(kind: str, changes: list[str]) -> Local | Vllm | OpenAI:
+    """An engine's settings from `--engine` and `--engine-set key=value`."""
+    said = apply_changes({"kind": kind}, changes)
+    try:
+        return TypeAdapter(EngineSettings).validate_python(said)
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "--engine"
+        raise ConfigError(f"engine {kind}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _typed(
+    store: Store, role: str, model: str | None, adapter: str | None, engine: Local | Vllm | OpenAI
+) -> EngineSpec:
     """Where no adapter is typed, judge, candidate and teacher take the `instruct` adapter beside the model."""
     if role == "embedder":
         return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():
         adapter = str(store.files(store.resolve(adapter)))
-    if adapter is None and role in OF_LANGUAGE:
+    if adapter is None and role in OF_LANGUAGE and engine.kind != "openai":
         adapter = instruct_adapter(model)
-    return EngineSpec(model=model, adapter=adapter)
+    return EngineSpec(model=model, adapter=adapter, settings=engine)
 
 
 def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None) -> EngineSpec:
-    model = said.model or config.model
+    model, engine = said.model or config.model, said.engine or config.engine
     if said.adapter == "last-student" and student:
-        return EngineSpec(model=config.model, adapter=str(store.files(student)))
-    adapter = instruct_adapter(model) if said.adapter in (None, "last-student") else said.adapter
-    return EngineSpec(model=model, adapter=adapter)
+        return student_model(config, str(store.files(student)))
+    adapter = said.adapter
+    if adapter in (None, "last-student"):
+        adapter = None if engine.kind == "openai" else instruct_adapter(model)
+    return EngineSpec(model=model, adapter=adapter, settings=engine)

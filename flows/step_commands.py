@@ -22,7 +22,7 @@ def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[ins
 
 def role_options(roles: Iterable[str]) -> list[inspect.Parameter]:
     """Options for the model of each role and, of a language model, its adapter."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
+    keyword, roles = inspect.Parameter.KEYWORD_ONLY, list(roles)
     parameters = []
     for role in roles:
         about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
@@ -32,7 +32,19 @@ def role_options(roles: Iterable[str]) -> list[inspect.Parameter]:
             parameters.append(
                 inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
             )
-    return parameters
+    speaking = any(role != "embedder" for role in roles)
+    return parameters + (engine_options() if speaking else [])
+
+
+def engine_options() -> list[inspect.Parameter]:
+    """Options for where the language models run."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    kind = typer.Option("--engine", help="Where language models run: local, vllm or openai (any such server).")
+    change = typer.Option("--engine-set", help="Setting of the engine, key=value: url=http://host:8000/v1")
+    return [
+        inspect.Parameter("engine", keyword, annotation=Annotated[str, kind], default="local"),
+        inspect.Parameter("engine_set", keyword, annotation=Annotated[list[str], change], default=[]),
+    ]
 
 
 def add_options(command: Callable[..., None], more: Iterable[inspect.Parameter]) -> Callable[..., None]:

@@ -175,7 +175,7 @@ class Server:
         if status >= 400:
             return Failed(f"the server refuses ({status}): {self._clean(_message(response))}")
         limit.answered(time.monotonic() - began)
-        kind = response.headers.get("content-type", "json")
+        kind = response.headers.get("content-type", "")
         try:
             if "html" in kind:  # a proxy's page, and perhaps gone the next time
                 raise ValueError
