@@ -97,9 +97,10 @@ class Chat:
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def said(self, ids: list[int]) -> str:
-        """The text of an answer, without the token that ends it."""
-        return self.text([t for t in ids if t not in self.ends])
+    def said(self, ids: list[int], stop: Sequence[str] = ()) -> str:
+        """The text of an answer, without the token that ends it, up to the first of `stop`."""
+        text = self.text([t for t in ids if t not in self.ends])
+        return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
     def forms(self, answer: str) -> list[int]:
         """The tokens that say a one-token answer: "A" and " A"."""

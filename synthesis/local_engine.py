@@ -255,12 +255,13 @@ def _draws(seed: int | Sequence[int], prompts: int, n: int, max_tokens: int) -> 
 
 
 def _completion(chat: Chat, answer: Answer, stop: Sequence[str]) -> Completion:
-    tokens, text = answer.tokens, chat.said(answer.tokens)
+    tokens, whole = answer.tokens, chat.said(answer.tokens)
     truncated = tokens[-1] not in chat.ends
-    if found := [s for s in stop if s in text]:
-        while any(s in chat.said(tokens[:-1]) for s in found):
+    text = chat.said(tokens, stop)
+    if len(text) < len(whole):
+        truncated = False
+        while any(s in chat.said(tokens[:-1]) for s in stop):  # it would not have said more than the stop
             tokens = tokens[:-1]
-        text, truncated = text[: min(text.index(s) for s in found)], False
     return Completion(text, tuple(answer.logprobs[: len(tokens)]), None, len(tokens), truncated)
 
 

@@ -80,7 +80,8 @@ class OpenAIEngine:
         asked, out = self._questions(prompts)
         how = {"model": self.name, "temperature": temperature} | ({"stop": list(stop)} if stop else {})
         how |= {"top_p": top_p, "n": n} if temperature else {}
-        how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True} if self._chat else {}
+        if self._chat:
+            how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True, "logprobs": 0}
         how |= self._limits(choices, schema)
         results: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
         seeds = seeds_of(seed, prompts)
@@ -89,7 +90,7 @@ class OpenAIEngine:
             body |= how | {"max_tokens": min(max_tokens, room)} | ({"seed": seeds[i]} if temperature else {})
 
         def told(i: int, answer: Any) -> None:
-            results[i] = _completions(answer, bool(choices) and not self._chat)
+            results[i] = _completions(answer, self._chat, stop, bool(choices))
             self.used["failures"] += any(c.error is not None for c in results[i])
             results[i] *= n // len(results[i])  # greedy answers are all the same, and asked for once
             done(i, results[i])
@@ -202,25 +203,30 @@ class OpenAIEngine:
             self.used["seconds"] += time.monotonic() - began
 
 
-def _completions(answer: Any, quoted: bool) -> list[Completion]:
-    """The answers of one prompt, by their number; `quoted` where a choice comes as a JSON string."""
+def _completions(answer: Any, chat: Chat | None, stop: Sequence[str], chosen: bool) -> list[Completion]:
+    """The answers of one prompt, by their number."""
     if isinstance(answer, Failed):
         return [Completion("", error=answer.error)]
     try:
         found = sorted(answer["choices"], key=lambda c: c["index"])
-        even = (answer.get("usage") or {}).get("completion_tokens", 0) // len(found)
-        return [_completion(c, even, quoted) for c in found]
+        if chat:
+            return [_of_tokens(c, chat, stop) for c in found]
+        even = (answer.get("usage") or {}).get("completion_tokens", 0) // len(found)  # only their sum is told
+        return [_of_message(c, even, chosen) for c in found]
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return [Completion("", error=f"the server's answer cannot be read: {json.dumps(answer)[:200]}")]
 
 
-def _completion(choice: dict[str, Any], even: int, quoted: bool) -> Completion:
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
+def _of_tokens(choice: dict[str, Any], chat: Chat, stop: Sequence[str]) -> Completion:
+    tokens, logprobs = choice["token_ids"], tuple(choice["logprobs"]["token_logprobs"])
+    return Completion(chat.said(tokens, stop), logprobs, None, len(tokens), choice["finish_reason"] == "length")
+
+
+def _of_message(choice: dict[str, Any], tokens: int, chosen: bool) -> Completion:
+    text, cut = choice["message"]["content"], choice["finish_reason"] == "length"
     if text is None:
         return Completion("", error=f"the server gave no text (it ended by {choice.get('finish_reason')})")
-    text = json.loads(text) if quoted and choice["finish_reason"] != "length" else text
-    tokens = len(choice.get("token_ids") or ()) or even  # without them, only the sum over all answers is known
-    return Completion(text, (), None, tokens, choice["finish_reason"] == "length")
+    return Completion(json.loads(text) if chosen and not cut else text, (), None, tokens, cut)
 
 
 def _next_odds(answer: Any) -> dict[str, float] | Failed:

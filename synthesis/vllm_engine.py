@@ -111,7 +111,7 @@ class VllmEngine:
             if isinstance(outcome, Failed):
                 results[i] = [Completion("", error=outcome.error)] * n
             else:
-                results[i] = [_completion(chat, one, bool(stop)) for one in outcome[0]]
+                results[i] = [_completion(chat, one, stop) for one in outcome[0]]
                 self.used["generated_tokens"] += sum(c.tokens for c in results[i])
                 results[i] *= n // len(results[i])  # greedy answers are all the same, and asked for once
             done(i, results[i])
@@ -135,7 +135,7 @@ class VllmEngine:
             if isinstance(outcome, Failed):
                 results[i] = outcome
                 return
-            _, tokens, logprobs = outcome[0][0][3]
+            _, tokens, logprobs = outcome[0][0][2]
             odds = dict(zip(tokens, map(math.exp, logprobs), strict=True))
             results[i] = [sum(odds[t] for t in form) for form in forms]
 
@@ -244,7 +244,7 @@ def _tensors(folder: Path) -> list[str]:
         raise EngineError(f"{folder} holds no adapter_model.safetensors that can be read: {why}") from None
 
 
-def _completion(chat: Chat, one: tuple, detokenized: bool) -> Completion:
-    tokens, text, finish, (starts, _, logprobs) = one
-    said = text if detokenized else chat.said(tokens)
-    return Completion(said, tuple(logprobs[k] for k in starts), None, len(tokens), finish == "length")
+def _completion(chat: Chat, one: tuple, stop: Sequence[str]) -> Completion:
+    tokens, finish, (starts, _, logprobs) = one
+    said = tuple(logprobs[k] for k in starts)
+    return Completion(chat.said(tokens, stop), said, None, len(tokens), finish == "length")

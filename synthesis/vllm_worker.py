@@ -98,7 +98,7 @@ def _add(engine: Any, name: str, tokens: list[int], how: dict[str, Any], adapter
 def _told(out: Any) -> tuple[str, Any]:
     """What the parent needs of an output, as plain lists: they are pickled."""
     scored = out.prompt_logprobs
-    said = [(list(o.token_ids), o.text, o.finish_reason, _flat(o.logprobs)) for o in out.outputs]
+    said = [(list(o.token_ids), o.finish_reason, _flat(o.logprobs)) for o in out.outputs]
     return "said", (said, _flat(scored), out.num_cached_tokens or 0)
 
 

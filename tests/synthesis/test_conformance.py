@@ -110,6 +110,13 @@ def test_an_answer_ends_before_a_stop(engine):
     assert not cut.truncated and cut.tokens < whole.tokens
 
 
+def test_each_token_of_an_answer_has_its_log_probability(engine, local):
+    got, wanted = (e.generate(PROMPTS[:8], max_tokens=5) for e in (engine, local))
+    for [a], [b] in zip(got, wanted, strict=True):
+        assert len(a.logprobs) == a.tokens
+        assert a.text != b.text or a.logprobs == pytest.approx(b.logprobs, abs=2e-3)
+
+
 def test_an_answer_is_one_of_the_choices(engine):
     got = engine.generate(PROMPTS[:6], max_tokens=20, choices=["rate the book", "play a song", "5"])
     assert {c.text for [c] in got} <= {"rate the book", "play a song", "5"}
