@@ -11,19 +11,21 @@ from flows.engines import EngineSpec, identity, model_folder
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
+OF_PAIRS = ("nli", "reward")  # models that judge pairs of texts; none comes with the installation
 EMBEDDER = "all-MiniLM-L6-v2"
 
 
 def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[str, EngineSpec]:
     """A model for every role. Judge, candidate and teacher are the base with its `instruct` adapter, if it has one."""
-    known = (*OF_LANGUAGE, "embedder")
+    known = (*OF_LANGUAGE, "embedder", *OF_PAIRS)
     if unknown := sorted(set(config.roles) - set(known)):
         raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(known)}")
     embedder = config.roles.get("embedder", RoleModel()).model or EMBEDDER
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
     models["base"] = models["student"] = student_model(config)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
-    return models
+    judging = {role: config.roles[role].model for role in OF_PAIRS if role in config.roles}
+    return models | {role: EngineSpec(kind="classifier", model=model) for role, model in judging.items() if model}
 
 
 def student_model(config: LoopConfig, adapter: str | None = None) -> EngineSpec:
@@ -66,6 +68,10 @@ def _typed(
     """Where no adapter is typed, judge, candidate and teacher take the `instruct` adapter beside the model."""
     if role == "embedder":
         return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
+    if role in OF_PAIRS:
+        if model is None:
+            raise ConfigError(f"no {role} model comes with the installation; name one with --{role} FOLDER_OR_HUB_NAME")
+        return EngineSpec(kind="classifier", model=model)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():
         adapter = str(store.files(store.resolve(adapter)))

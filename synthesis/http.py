@@ -31,8 +31,10 @@ class Purse:
     budget: float | None = None
     spent: float = 0.0
 
-    def pay(self, tokens_in: int, tokens_out: int) -> None:
-        self.spent += (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+    def pay(self, tokens_in: int, tokens_out: int) -> float:
+        cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+        self.spent += cost
+        return cost
 
     def check(self) -> None:
         if self.budget is not None and self.spent >= self.budget:

@@ -190,7 +190,7 @@ class OpenAIEngine:
                 self.used["prompt_tokens"] += read
                 self.used["generated_tokens"] += said
                 self.used["cached_tokens"] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-                self.server.purse.pay(read, said)
+                self.used["cost"] += self.server.purse.pay(read, said)
             told(i, answer)
             answered += 1
             if self.progress:
