@@ -121,15 +121,18 @@ class Server:
         limit, waiting = Limit(self.at_once), iter(questions.items())
         stopped: list[EngineError] = []
 
+        def check() -> None:
+            if stopped:
+                raise stopped[0]
+            self.purse.check()
+
         async def work() -> None:
             for i, (path, body) in waiting:
-                if stopped:
-                    return
                 try:
-                    self.purse.check()
-                    told(i, await self._one(client, limit, path, body))
+                    told(i, await self._one(client, limit, path, body, check))
                 except EngineError as why:
                     stopped.append(why)
+                    return
 
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.at_once)
         secret = self.key()
@@ -141,7 +144,9 @@ class Server:
         if stopped:
             raise stopped[0]
 
-    async def _one(self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any]) -> Any:
+    async def _one(
+        self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any], check: Callable[[], None]
+    ) -> Any:
         tries = AsyncRetrying(
             stop=stop_after_attempt(self.attempts), wait=_wait, retry=retry_if_exception_type(_Again), reraise=True
         )
@@ -149,6 +154,7 @@ class Server:
             async for attempt in tries:
                 with attempt:
                     async with limit.slot():
+                        check()
                         return await self._try(client, limit, path, body)
         except _Again as why:
             if isinstance(why.__cause__, httpx.ConnectError):

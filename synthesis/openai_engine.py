@@ -154,10 +154,19 @@ class OpenAIEngine:
         self.name, content = self.model, None
         if adapter is not None:
             content = self.name = folder_digest(Path(adapter))
-            if content not in self._loaded:
-                self.server.post("/load_lora_adapter", {"lora_name": content, "lora_path": str(adapter)})
+            if content not in self._loaded and self._load(content, Path(adapter)):
                 self._loaded.add(content)
         self.identity = identity or ":".join(["openai", self.server.url, self.model, *([content] if content else [])])
+
+    def _load(self, content: str, folder: Path) -> bool:
+        """Whether the server had to load it; one that another run left is the same: its name is its content."""
+        try:
+            self.server.post("/load_lora_adapter", {"lora_name": content, "lora_path": str(folder.resolve())})
+        except EngineError as why:
+            if "already been loaded" not in str(why):
+                raise EngineError(f"{why} (a server that loads adapters: docs/engines.md)") from None
+            return False
+        return True
 
     def _questions(self, prompts: list[Messages]) -> tuple[dict[int, tuple[str, dict[str, Any]]], list[Any]]:
         """What can be asked, and a failure in the place of each that cannot."""

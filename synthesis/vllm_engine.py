@@ -1,11 +1,13 @@
 """A language model served by vLLM, on a GPU or on its CPU build, in a process of its own that ends with the lease.
 
-What kills vLLM's engine is avoided by construction:
+What kills vLLM's engine, or makes it answer wrongly, is avoided by construction:
 
 - log-probabilities of a prompt with adapters enabled: only the modules that adapters train are wrapped, never the head;
 - seeded sampling with a prompt that is read in chunks, on a CPU: prompts are read whole there;
 - a small machine's memory: the cache has a size of its own on a CPU;
-- an adapter trained again under an old name: an adapter is called by its content.
+- an adapter trained again under an old name: an adapter is called by its content;
+- questions to the bare model beside questions to adapters, on a CPU (they are answered with an adapter, silently): the
+  place that the bare model reads stays empty.
 
 An engine that dies all the same is started once more, and what it had not answered is asked again.
 """
@@ -28,14 +30,17 @@ from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 from synthesis.vllm_process import VllmProcess
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
-_ADAPTERS_AT_ONCE = 4  # in one batch; more of them take turns
+# Places for adapters. On a CPU a request without an adapter is answered with whatever lies in the last one, so that
+# must stay empty: there is always a place more than there are adapters.
+_PLACES = (4, 8, 16, 32, 64)
 
 
 class VllmEngine:
     """Satisfies `curation.step.Engine`. Views made by `with_adapter` share one process, and its batches.
 
-    The process starts at the first question. It is started anew, empty, when an adapter first comes or one of a higher
-    rank. Each prompt is sampled by a seed of its own, so an answer does not depend on who else is asked.
+    The process starts at the first question. It is started anew, empty, when an adapter first comes, one of a higher
+    rank, or more than there are places for. Each prompt is sampled by a seed of its own, so an answer does not depend
+    on who else is asked.
     """
 
     def __init__(
@@ -204,12 +209,14 @@ class _Base:
     def learn(self, folder: Path) -> tuple[str, int, str]:
         """Make an adapter known by its content; ends the process where it cannot play it as it was started."""
         with self.lock:
-            content, (rank, modules) = folder_digest(folder), _adapter_needs(folder)
+            (rank, modules), content = _adapter_needs(folder), folder_digest(folder)
+            if content not in self.adapters and len(self.adapters) + 1 >= _PLACES[-1]:
+                raise EngineError(f"{len(self.adapters)} adapters in one lease are as many as vLLM is started for")
             known = self.adapters.setdefault(content, (content, len(self.adapters) + 1, str(folder)))
             now = self.process.settings
             wanted = {
                 "enable_lora": True,
-                "max_loras": _ADAPTERS_AT_ONCE,
+                "max_loras": next(n for n in _PLACES if n > len(self.adapters)),
                 "max_lora_rank": max(rank, now.get("max_lora_rank", 0)),
                 "lora_target_modules": sorted({*modules, *now.get("lora_target_modules", [])}),
             }

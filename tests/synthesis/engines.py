@@ -51,7 +51,17 @@ def vllm_server(folder: Path) -> Iterator[str]:
     }
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     settings = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-logprobs", "20"]
-    settings += ["--max-num-batched-tokens", "8192", "--enable-lora", "--max-lora-rank", "64", "--api-key", "secret-1"]
+    settings += [
+        "--max-num-batched-tokens",
+        "8192",
+        "--enable-lora",
+        "--max-lora-rank",
+        "64",
+        "--max-loras",
+        "4",
+        "--api-key",
+        "secret-1",
+    ]
     settings += ["--lora-target-modules", *modules, "--served-model-name", "nano", "--host", "127.0.0.1"]
     settings += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(NANO), "--port", str(port)]

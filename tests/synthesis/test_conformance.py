@@ -160,13 +160,13 @@ def test_an_adapter_changes_the_answers_and_speaks_as_peft_does(engine, local, n
     assert np.concatenate(engine.logprobs(told)) == pytest.approx(np.concatenate(bare), abs=1e-4)
 
 
-def test_adapters_are_mixed_in_one_batch(engine, nano_adapters):
+def test_adapters_and_the_bare_model_are_mixed_in_one_batch(engine, nano_adapters):
     views = [engine, *[engine.with_adapter(a) for a in nano_adapters]]
-    alone = [texts(v.generate(PROMPTS[:16], max_tokens=6)) for v in views]
+    alone = [texts(v.generate(PROMPTS[:24], max_tokens=10)) for v in views]
     together: dict[int, list] = {}
 
     def one(i):
-        together[i] = texts(views[i].generate(PROMPTS[:16], max_tokens=6))
+        together[i] = texts(views[i].generate(PROMPTS[:24], max_tokens=10))
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(3)]
     for t in threads:
