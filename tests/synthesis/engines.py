@@ -37,7 +37,7 @@ def vllm_engine(adapters: list[Path], dtype: str = "float32") -> VllmEngine:
 
 
 @contextmanager
-def vllm_server(folder: Path) -> Iterator[str]:
+def vllm_server(folder: Path, dtype: str = "float32") -> Iterator[str]:
     """The address of a real server of the embedded model, to which adapters can be given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,7 +50,7 @@ def vllm_server(folder: Path) -> Iterator[str]:
         "HF_HUB_OFFLINE": "1",
     }
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    settings = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-logprobs", "20"]
+    settings = ["--dtype", dtype, "--enforce-eager", "--no-enable-chunked-prefill", "--max-logprobs", "20"]
     settings += [
         "--max-num-batched-tokens",
         "8192",
