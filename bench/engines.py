@@ -3,9 +3,9 @@
     python -m bench.engines [--rows 20000] [--served 2000] [--dtype bfloat16]
 
 Prints ratios of one run, on the embedded model and the requests of SNIPS, each made different by a number. Starting an
-engine is not counted. `bare` is one call of `LLM.generate` with the rendered prompts, in a process of its own, before
-and after; `thresher` is the step `evaluate` on a dataset: reading it, rendering, tokenising, asking, keeping every
-response, comparing and writing the result. `by hand` is OpenAI's client with 64 requests in flight.
+engine is not counted. `bare` is one call of `LLM.generate` with the rendered prompts, in a process of its own; it takes
+turns with `thresher`: the step `evaluate` on a dataset, which reads it, renders, tokenises, asks, keeps every response,
+compares and writes the result. `by hand` is OpenAI's client with 64 requests in flight.
 """
 
 import argparse
@@ -83,19 +83,19 @@ def against_bare(place: Path, rows: int, dtype: str) -> None:
     other = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
     spec = EngineSpec(kind="vllm", settings=Vllm(dtype=dtype))
 
-    def bare_once() -> float:
-        other.stdin.write("go\n")
+    def bare_once(count: int = rows) -> float:
+        other.stdin.write(f"{count}\n")
         other.stdin.flush()
         while not (line := other.stdout.readline()).startswith("took "):
             if not line:
                 raise SystemExit("the bare process died")
         return float(line.split()[1])
 
-    bare_once()  # to be warm
-    took = {"bare": [bare_once()], "thresher": [through_thresher(place, spec, rows)]}
-    took["bare"].append(bare_once())
-    took["thresher"].append(through_thresher(place, spec, rows))
-    took["bare"].append(bare_once())
+    bare_once(64)  # to be warm
+    took: dict[str, list[float]] = {"bare": [], "thresher": []}
+    for _ in range(2):
+        took["bare"].append(bare_once())
+        took["thresher"].append(through_thresher(place, spec, rows))
     other.stdin.close()
     other.wait()
     release()
@@ -145,9 +145,9 @@ def bare(path: str, dtype: str) -> None:
     like = {"enforce_eager": True, "max_num_batched_tokens": 8192, "enable_chunked_prefill": False}
     model = LLM(str(NANO), dtype=dtype, max_model_len=2048, **like)
     prompts = [{"prompt": p} for p in json.loads(Path(path).read_text())]
-    for _ in sys.stdin:
+    for line in sys.stdin:
         began = time.monotonic()
-        model.generate(prompts, SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
+        model.generate(prompts[: int(line)], SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
         print(f"\ntook {time.monotonic() - began:.3f}", flush=True)
 
 
