@@ -47,7 +47,8 @@ def main() -> None:
         prompts = write_rows(place / "rows.jsonl", asked.rows)
         (place / "prompts.json").write_text(json.dumps(prompts))
         against_bare(place, asked.rows, asked.dtype)
-        against_others(place, prompts[: asked.served], asked.served, asked.dtype)
+        if asked.served:
+            against_others(place, prompts[: asked.served], asked.served, asked.dtype)
 
 
 def write_rows(path: Path, count: int) -> list[str]:
@@ -73,6 +74,7 @@ def through_thresher(place: Path, spec: EngineSpec, rows: int) -> float:
     began = time.monotonic()
     made = run_step(store, evaluate, config, pool, lease=lease)
     took = time.monotonic() - began
+    print(f"{spec.kind}: {rows} rows in {took:.1f} s", file=sys.stderr, flush=True)
     assert store.read(made)["student_answer"].null_count() == 0
     return took
 
@@ -89,6 +91,7 @@ def against_bare(place: Path, rows: int, dtype: str) -> None:
         while not (line := other.stdout.readline()).startswith("took "):
             if not line:
                 raise SystemExit("the bare process died")
+        print(f"bare: {count} rows in {line.split()[1]} s", file=sys.stderr, flush=True)
         return float(line.split()[1])
 
     bare_once(64)  # to be warm
