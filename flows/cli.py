@@ -13,10 +13,7 @@ from rich.markup import escape
 
 from curation.noise import KINDS, Noise
 from curation.step import ROLES, Step, StepConfig, StepError, find_step
-from flows import (
-    spending,
-    steps,  # noqa: F401  registers every step
-)
+from flows import spending, steps  # noqa: F401  registers every step
 from flows.assemble import taken
 from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
@@ -154,13 +151,9 @@ def run_single_step(
     made = _run(place, step, config, rows, tables, typed)
     name = name or f"{dataset}.{step.name}"
     place.name(name, made)
-    facts = place.run_facts(made)
-    asked = spending.in_words(facts)
-    say(f"{name}: {place.manifest(made).summary} ({made})" + (f"; {asked}" if asked else ""))
+    say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
     if as_json:
-        spent = {k: facts[k] for k in spending.FACTS if k in facts}
-        said = {"name": name, "dataset": made, "counts": place.manifest(made).counts, "spent": spent}
-        typer.echo(json.dumps(said, indent=1))
+        typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))
 
 
 def _run(

@@ -99,6 +99,8 @@ def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = l
     @contextmanager
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
+            # of vLLM's, which take what memory there is, only those of this step stay
+            _keep_only({_base_key(spec) for spec in specs.values()}, ("vllm",))
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
         yield {
             role: Remembered(engine, store, _BATCH.get(specs[role].kind), progress, spent)
@@ -160,8 +162,8 @@ def _loaded(key: tuple[str, str], load: Callable[[], Any]) -> Any:
     return _LOADED[key]
 
 
-def _keep_only(keys: set[tuple[str, str]]) -> None:
-    for key in [k for k in _LOADED if k not in keys]:
+def _keep_only(keys: set[tuple[str, str]], kinds: tuple[str, ...] | None = None) -> None:
+    for key in [k for k in _LOADED if k not in keys and (kinds is None or k[0] in kinds)]:
         engine = _LOADED.pop(key)
         if key[0] in _OF_LANGUAGE:
             engine.close()

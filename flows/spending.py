@@ -26,6 +26,13 @@ def of_shards(store: Store, shards: list[Shard]) -> dict[str, float]:
     return {k: round(total[k], 3) for k in FACTS if total[k]}
 
 
+def of_dataset(store: Store, dataset: str, name: str) -> dict[str, Any]:
+    """What a step made, and what it took, for --json."""
+    facts = store.run_facts(dataset)
+    spent = {k: facts[k] for k in FACTS if k in facts}
+    return {"name": name, "dataset": dataset, "counts": store.manifest(dataset).counts, "spent": spent}
+
+
 def of_run(store: Store, run: str) -> dict[str, Any]:
     """By step, and in total, of all datasets that bear the run's name; each is counted once, when it was made."""
     datasets = {d for name, d in store.names().items() if name == run or name.startswith(f"{run}.")}

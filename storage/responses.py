@@ -11,7 +11,8 @@ _TABLE = """create table if not exists responses (
     key text, most integer, tokens integer, truncated integer, response text, primary key (key, most)
 ) without rowid"""
 _FIND = """select key, response from responses
-where key in (select value from json_each(?)) and (most = ? or (not truncated and tokens <= ?)) order by most = ?, most desc"""
+where key in (select value from json_each(?)) and (most = ? or (not truncated and tokens <= ?))
+order by most = ?, most desc"""
 _AT_ONCE = 10_000
 
 
