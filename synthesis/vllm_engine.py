@@ -178,6 +178,8 @@ class VllmEngine:
 
     def _ask(self, encoded: list[Any], asked: dict[int, dict], told: Callable[[int, Any], None], requests: int) -> None:
         """Send what fits; `told` hears of each as it is answered."""
+        if asked:
+            self._base.process.start()  # which takes its time, and is no answering
         began = time.monotonic()
         self.used["requests"] += requests
         self.used["failures"] += requests - len(asked)

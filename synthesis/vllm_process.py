@@ -46,7 +46,7 @@ class VllmProcess:
         left, deaths = dict(requests), 0
         while left:
             try:
-                for i, outcome in self._start().answers(left, adapter):
+                for i, outcome in self.start().answers(left, adapter):
                     del left[i]
                     yield i, outcome
             except Died as why:
@@ -68,7 +68,8 @@ class VllmProcess:
     def pid(self) -> int | None:
         return self._running.process.pid if self._running else None
 
-    def _start(self) -> "_Running":
+    def start(self) -> "_Running":
+        """The running process, a new one if there is none."""
         with self._lock:
             if self._running is None or self._running.dead:
                 self.starts += 1

@@ -1,11 +1,13 @@
 import os
 import sys
 
+import psutil
 import pytest
 import yaml
 
 from curation.step import find_step
 from flows import (
+    engines,
     spending,
     steps,  # noqa: F401  registers every step
 )
@@ -143,3 +145,27 @@ def test_doctor_loads_vllm_and_tells_one_that_is_broken(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH")
     [fine] = [c for c in examine(tmp_path) if c.what == "engine vllm"]
     assert fine.ok and ("cpu" in fine.found or os.path.exists("/dev/nvidia0"))
+
+
+@needs_vllm
+@pytest.mark.real
+def test_vllm_plays_base_and_adapter_by_one_process_that_ends_before_training_and_starts_for_no_kept_answer(rows):
+    store, pool = rows
+    score = find_step("clear-score")
+    models = typed_models(store, score.roles, {"engine": "vllm", "engine_set": ["dtype=float32"]})
+    models["judge"] = models["judge"].model_copy(update={"adapter": None})  # candidate by an adapter, judge by the base
+    made = run_step(store, score, score.config(samples=2), pool, lease=leases(models, store))
+    assert store.read(made)["clear_confidence"].null_count() == 0
+    [engine] = [e for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    assert engine._base.process.starts == 1
+    pid = engine._base.process.pid
+    engines.release()
+    assert not psutil.pid_exists(pid)
+
+    again = run_step(store, score, score.config(samples=2, beta=0.5), pool, lease=leases(models, store))
+    assert again != made and engines._LOADED
+    [engine] = [e for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    assert engine._base.process.starts == 0
+    facts = store.run_facts(again)
+    assert facts["requests"] == facts["from_store"] == 3 * 48
+    engines.release()
