@@ -18,10 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import polars as pl
+import psutil
 
 from curation.step import find_step
-from flows import steps  # noqa: F401  registers every step
+from flows import engines, steps  # noqa: F401  registers every step
 from flows.engine_settings import OpenAI, Vllm
 from flows.engines import NANO, EngineSpec, leases, release
 from flows.run import run_step
@@ -60,8 +60,17 @@ def write_rows(path: Path, count: int) -> list[str]:
     return [chat.render([{"role": "user", "content": row["instruction"]}], ask=True) for row in rows]
 
 
-def through_thresher(place: Path, spec: EngineSpec, rows: int) -> float:
-    """Seconds that `evaluate` takes for a dataset of so many rows, the engine being there."""
+Took = tuple[float, float]  # seconds by the clock, and of processors: the second tells more where others work too
+
+
+def spent() -> float:
+    """Processor seconds of this process and of vLLM's, if there is one."""
+    workers = [e._base.process.pid for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    return time.process_time() + sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers if pid)
+
+
+def through_thresher(place: Path, spec: EngineSpec, rows: int) -> Took:
+    """What `evaluate` takes for a dataset of so many rows, the engine being there."""
     store = Store(place / f"store-{spec.kind}-{rows}-{time.monotonic_ns()}")
     head = place / f"head-{rows}.jsonl"
     head.write_text("\n".join((place / "rows.jsonl").read_text().split("\n")[:rows]))
@@ -69,12 +78,12 @@ def through_thresher(place: Path, spec: EngineSpec, rows: int) -> float:
     evaluate = find_step("evaluate")
     config = evaluate.config(max_tokens=TOKENS, likelihood=False)
     lease = leases({"student": spec}, store)
-    with lease.open() as engines:  # the first questions are slower, and start it
-        engines["student"].generate([[{"role": "user", "content": f"warm {i}"}] for i in range(64)], max_tokens=4)
-    began = time.monotonic()
+    with lease.open() as roles:  # the first questions are slower, and start it
+        roles["student"].generate([[{"role": "user", "content": f"warm {i}"}] for i in range(64)], max_tokens=4)
+    began, before = time.monotonic(), spent()
     made = run_step(store, evaluate, config, pool, lease=lease)
-    took = time.monotonic() - began
-    print(f"{spec.kind}: {rows} rows in {took:.1f} s", file=sys.stderr, flush=True)
+    took = time.monotonic() - began, spent() - before
+    print(f"{spec.kind}: {rows} rows in {took[0]:.1f} s", file=sys.stderr, flush=True)
     assert store.read(made)["student_answer"].null_count() == 0
     return took
 
@@ -85,17 +94,17 @@ def against_bare(place: Path, rows: int, dtype: str) -> None:
     other = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
     spec = EngineSpec(kind="vllm", settings=Vllm(dtype=dtype))
 
-    def bare_once(count: int = rows) -> float:
+    def bare_once(count: int = rows) -> Took:
         other.stdin.write(f"{count}\n")
         other.stdin.flush()
         while not (line := other.stdout.readline()).startswith("took "):
             if not line:
                 raise SystemExit("the bare process died")
         print(f"bare: {count} rows in {line.split()[1]} s", file=sys.stderr, flush=True)
-        return float(line.split()[1])
+        return tuple(map(float, line.split()[1:]))
 
     bare_once(64)  # to be warm
-    took: dict[str, list[float]] = {"bare": [], "thresher": []}
+    took: dict[str, list[Took]] = {"bare": [], "thresher": []}
     for _ in range(2):
         took["bare"].append(bare_once())
         took["thresher"].append(through_thresher(place, spec, rows))
@@ -124,7 +133,7 @@ def against_others(place: Path, prompts: list[str], rows: int, dtype: str) -> No
     told(f"{rows:,} prompts, by a server", rows, took, "by hand")
 
 
-async def by_hand(url: str, prompts: list[str]) -> float:
+async def by_hand(url: str, prompts: list[str]) -> Took:
     from openai import AsyncOpenAI
 
     client, free = AsyncOpenAI(base_url=url, api_key="secret-1"), asyncio.Semaphore(64)
@@ -134,9 +143,9 @@ async def by_hand(url: str, prompts: list[str]) -> float:
             answer = await client.completions.create(model="nano", prompt=text, max_tokens=TOKENS, temperature=0)
             return answer.choices[0].text
 
-    began = time.monotonic()
+    began, before = time.monotonic(), time.process_time()
     await asyncio.gather(*[one(p) for p in prompts])
-    return time.monotonic() - began
+    return time.monotonic() - began, time.process_time() - before
 
 
 def bare(path: str, dtype: str) -> None:
@@ -149,23 +158,22 @@ def bare(path: str, dtype: str) -> None:
     model = LLM(str(NANO), dtype=dtype, max_model_len=2048, **like)
     prompts = [{"prompt": p} for p in json.loads(Path(path).read_text())]
     for line in sys.stdin:
-        began = time.monotonic()
+        began, before = time.monotonic(), time.process_time()
         model.generate(prompts[: int(line)], SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
-        print(f"\ntook {time.monotonic() - began:.3f}", flush=True)
+        print(f"\ntook {time.monotonic() - began:.3f} {time.process_time() - before:.3f}", flush=True)
 
 
-def told(what: str, rows: int, took: dict[str, list[float]], base: str) -> None:
-    means = {name: sum(times) / len(times) for name, times in took.items()}
-    shown = pl.DataFrame(
-        {
-            what: list(took),
-            "seconds": [", ".join(f"{t:.1f}" for t in times) for times in took.values()],
-            "rows a second": [f"{rows / m:,.0f}" for m in means.values()],
-            f"of {base}": [f"{means[base] / m:.3f}" for m in means.values()],
-        }
+def told(what: str, rows: int, took: dict[str, list[Took]], base: str) -> None:
+    print(
+        f"\n{what}\n\n| | seconds | rows a second | of {base} | processor seconds | of {base} |\n|---|---|---|---|---|---|"
     )
-    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True):
-        print(shown, flush=True)
+    by_clock, by_processor = (
+        {name: sum(t[i] for t in times) / len(times) for name, times in took.items()} for i in (0, 1)
+    )
+    for name, times in took.items():
+        shown = [", ".join(f"{t[0]:.1f}" for t in times), f"{rows / by_clock[name]:,.0f}"]
+        shown += [f"{by_clock[base] / by_clock[name]:.3f}", ", ".join(f"{t[1]:.1f}" for t in times)]
+        print("|", " | ".join([name, *shown, f"{by_processor[base] / by_processor[name]:.3f}"]), "|", flush=True)
 
 
 if __name__ == "__main__":
