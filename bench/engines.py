@@ -164,9 +164,7 @@ def bare(path: str, dtype: str) -> None:
 
 
 def told(what: str, rows: int, took: dict[str, list[Took]], base: str) -> None:
-    print(
-        f"\n{what}\n\n| | seconds | rows a second | of {base} | processor seconds | of {base} |\n|---|---|---|---|---|---|"
-    )
+    print(f"\n{what}\n\n| | seconds | rows a second | of {base} | processor seconds | of {base} |\n{'|---' * 6}|")
     by_clock, by_processor = (
         {name: sum(t[i] for t in times) / len(times) for name, times in took.items()} for i in (0, 1)
     )
