@@ -65,47 +65,27 @@ class Remembered:
         keys = self._keys("generate", prompts, how | ({"seed": seed} if temperature else {}))
         names = [[f"{key}-{sample}" for sample in range(n)] for key in keys]
         before, found = Counter(self.used), self._kept.find([name for row in names for name in row], max_tokens)
-        failed: dict[str, Completion] = {}
-        pending: list[Answer] = []
-        done = stored = sum(all(name in found for name in row) for row in names)
-        last = time.monotonic()
-
-        def keep(waited: bool = False) -> None:
-            nonlocal last
-            if pending and (waited or len(pending) >= _KEEP_EVERY[0] or time.monotonic() - last > _KEEP_EVERY[1]):
-                self._kept.put(pending)
-                pending.clear()
-                last = time.monotonic()
-
-        def take(named: list[str], answers: list[Completion]) -> None:
-            for name, one in zip(named, answers, strict=True):
-                if one.error is not None:
-                    failed[name] = one
-                else:
-                    said = json.dumps([one.text, one.logprobs, one.tokens, one.truncated])
-                    pending.append(Answer(name, said, max_tokens, one.tokens, one.truncated))
-            keep()
+        stored = sum(all(name in found for name in row) for row in names)
+        heard = _Heard(self._kept, max_tokens)
 
         def ask(some: list[int], named: list[list[str]], n: int, seeds: int | list[int]) -> None:
-            nonlocal done
             settings = how | {"max_tokens": max_tokens, "n": n} | ({"seed": seeds} if temperature else {})
             asked = [prompts[i] for i in some]
             if self.batch:
                 for row, answers in zip(named, self.engine.generate(asked, **settings), strict=True):
-                    take(row, answers)
-                keep(waited=True)
+                    heard.take(row, answers)
+                heard.keep()  # at once: a batch that is there in part would be drawn by other seeds
                 return
 
             def told(k: int, answers: list[Completion]) -> None:
-                nonlocal done
-                take(named[k], answers)
-                done += 1
-                self.progress(min(done, len(prompts)), len(prompts))
+                heard.take(named[k], answers)
+                heard.keep_now_and_then()
+                self.progress(min(stored + heard.prompts, len(prompts)), len(prompts))
 
             try:
                 self.engine.generate(asked, **settings, done=told)
             finally:
-                keep(waited=True)
+                heard.keep()
 
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         size = self.batch or max(1, len(prompts))
@@ -121,12 +101,11 @@ class Remembered:
             if parts:  # samples beside others that are there: the seed of sample s is s over that of the first
                 seeds = [_own_seed(keys[i]) + s for i, s in parts]
                 ask([i for i, _ in parts], [[names[i][s]] for i, s in parts], 1, seeds)
-            if self.batch:
-                self.progress(min(start + size, len(prompts)), len(prompts))
+            self.progress(min(start + size, len(prompts)), len(prompts))
 
         missing = [name for row in names for name in row if name not in found]
         found |= self._kept.find(missing, max_tokens)  # what is stored is believed, ours or another process's
-        answers = [[failed[name] if name not in found else _completion(found[name]) for name in row] for row in names]
+        answers = [[_completion(found[x]) if x in found else heard.failed[x] for x in row] for row in names]
         self._count(len(prompts), stored, before, sum(c.tokens for row in answers for c in row))
         return answers
 
@@ -186,6 +165,36 @@ class Remembered:
         for what, amount in facts.items():
             if amount:
                 self.spent[what] = self.spent.get(what, 0) + amount
+
+
+@dataclass
+class _Heard:
+    """The answers of one call as they come in: the failures, and the others on their way to the store."""
+
+    store: Responses
+    max_tokens: int
+    failed: dict[str, Completion] = field(default_factory=dict)
+    prompts: int = 0
+    pending: list[Answer] = field(default_factory=list)
+    kept: float = field(default_factory=time.monotonic)
+
+    def take(self, named: list[str], answers: list[Completion]) -> None:
+        self.prompts += 1
+        for name, one in zip(named, answers, strict=True):
+            if one.error is not None:
+                self.failed[name] = one
+                continue
+            said = json.dumps([one.text, one.logprobs, one.tokens, one.truncated])
+            self.pending.append(Answer(name, said, self.max_tokens, one.tokens, one.truncated))
+
+    def keep_now_and_then(self) -> None:
+        if len(self.pending) >= _KEEP_EVERY[0] or time.monotonic() - self.kept > _KEEP_EVERY[1]:
+            self.keep()
+
+    def keep(self) -> None:
+        if self.pending:
+            self.store.put(self.pending)
+        self.pending, self.kept = [], time.monotonic()
 
 
 def _seed(seed: int, start: int) -> int:
