@@ -86,6 +86,9 @@ def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
         best, *others = sorted(better, key=lambda a: -a["accuracy"]["mean"])
         rows = f"{best['arm']}, {best['taken']:,.0f} rows" if best["size"] else "the full pool"
         also = f" Also better than {base}: {', '.join(a['arm'] for a in others)}." if others else ""
+        also += (
+            f" With {best['arm']} these were not compared; `--set baseline={best['arm']}` does it." if others else ""
+        )
         return f"Take {rows}: {best['accuracy']['mean']:.1%} of the held-out rows right, {with_}.{also}"
     needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full"]
     more = ""
@@ -127,7 +130,9 @@ def _what_would_show(arm: dict[str, Any], seeds: int) -> str:
     more, points = arm["seeds_to_show"], f"{WORTHWHILE * 100:.0f} points"
     if not more:
         return f"; no number of seeds would show {points} on so few held-out rows"
-    return f"; about {more} would show {points}" if more > seeds else f"; {points} would most likely have been seen"
+    return (
+        f"; about {more} seeds would show {points}" if more > seeds else f"; {points} would most likely have been seen"
+    )
 
 
 def _at(arm: dict[str, Any]) -> str:

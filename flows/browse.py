@@ -41,13 +41,17 @@ def show(
     limit: Annotated[int, typer.Option(help="How many rows.", min=1)] = 20,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that were dropped.")] = False,
     rejects: Annotated[bool, typer.Option("--rejects", help="What could not become a row on import.")] = False,
+    rows_seen: Annotated[
+        bool, typer.Option("--rows", help="Of an adapter: what the training saw of each row.")
+    ] = False,
     as_json: AsJson = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
     """Show the rows of a dataset."""
     place = open_store(store)
     made = place.manifest(place.resolve(dataset))
-    rows = place.read_side(made.id, "rejects") if rejects else place.read(made.id)
+    side = "rejects" if rejects else "rows" if rows_seen else None
+    rows = place.read_side(made.id, side) if side else place.read(made.id)
     if dropped and "drop_reason" in rows.columns:
         rows = rows.filter(pl.col("drop_reason").is_not_null())
     rows = rows.drop("embedding", strict=False).head(limit)

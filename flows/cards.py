@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
@@ -48,6 +48,7 @@ class _Version:
     artifact: str
 
 
+Run = tuple[UUID | None, UUID | None]  # ids of the task run and the flow run that a card belongs to
 Published = dict[str, list[_Version]]  # by key, oldest first
 
 
@@ -56,10 +57,7 @@ def publish(store: Store, dataset: str) -> str:
 
     Inside a flow or task the card belongs to that run. What is already shown is not sent again.
     """
-    with get_client(sync_client=True) as client:
-        published = _published(client)
-        _publish(client, store, dataset, published, names_by_dataset(store))
-    return _addresses(published)[dataset]
+    return _send(store, dataset, get_task_and_flow_run_ids())
 
 
 _SENDING = ThreadPoolExecutor(1, "cards")  # one thread, so that cards come in the order of their datasets
@@ -67,8 +65,11 @@ _SENT: list[Future] = []
 
 
 def publish_soon(store: Store, dataset: str) -> None:
-    """Show a dataset beside what comes next: drawing and sending a card takes a third of a second. See `publishing`."""
-    _SENT.append(_SENDING.submit(copy_context().run, publish, store, dataset))
+    """Show a dataset beside what comes next: drawing and sending a card takes a third of a second. See `publishing`.
+
+    The thread has no context of ours: Prefect would hand it the client of a task that has ended by then.
+    """
+    _SENT.append(_SENDING.submit(_send, store, dataset, get_task_and_flow_run_ids()))
 
 
 @contextmanager
@@ -81,6 +82,13 @@ def publishing() -> Iterator[None]:
             _SENT.pop(0).result()
 
 
+def _send(store: Store, dataset: str, run: Run) -> str:
+    with get_client(sync_client=True) as client:
+        published = _published(client)
+        _publish(client, store, dataset, published, names_by_dataset(store), run)
+    return _addresses(published)[dataset]
+
+
 def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
     """Publish every dataset of the store that the server does not show; returns their ids."""
     with get_client(sync_client=True) as client:
@@ -88,7 +96,7 @@ def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda 
         missing = [d for d in store.ids() if not _shown(store, d, published, names)]
         for i, dataset in enumerate(missing):
             progress(i, len(missing))
-            _publish(client, store, dataset, published, names)
+            _publish(client, store, dataset, published, names, get_task_and_flow_run_ids())
         progress(len(missing), len(missing))
     return missing
 
@@ -129,8 +137,10 @@ def _shown(store: Store, dataset: str, published: Published, names: Names) -> bo
     return any(dataset == v.dataset for shown in versions for v in shown)
 
 
-def _publish(client: SyncPrefectClient, store: Store, dataset: str, published: Published, names: Names) -> None:
-    task_run, flow_run = get_task_and_flow_run_ids()
+def _publish(
+    client: SyncPrefectClient, store: Store, dataset: str, published: Published, names: Names, of: Run
+) -> None:
+    task_run, flow_run = of
     run = str(flow_run) if flow_run else None
     own: dict[str, Any] = {"description": dataset, "task_run_id": task_run, "flow_run_id": flow_run}
     for key in _keys(store, dataset, names):

@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import polars as pl
 import typer
 from rich.markup import escape
 
 from curation.noise import KINDS, Noise
 from curation.step import ROLES, Step, StepConfig, StepError, find_step
 from flows import spending, steps  # noqa: F401  registers every step
-from flows.assemble import taken
+from flows.adapter_commands import adapters
 from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
 from flows.compare_config import ablation, load_comparison
-from flows.config import ConfigError, apply_changes, load, settings, train_settings
-from flows.engines import EngineError, EngineSpec, leases
+from flows.config import ConfigError, apply_changes, load, settings
+from flows.engines import EngineError, leases
+from flows.evaluate_command import evaluation
 from flows.models import check_models, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
-from flows.step_commands import add_options, engine_options, options, role_options, step_app
+from flows.step_commands import add_options, options, role_options, step_app
+from flows.train_commands import training
 from storage.store import Store, StoreError
 
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
@@ -210,51 +211,6 @@ _noise_options = [*options(Noise, leave_out=("kinds",)), *role_options(ROLES)]
 app.command("noise-bench")(add_options(noise_bench, _noise_options))
 
 
-def train(
-    dataset: str, store: Path = Path(".thresher"), model: str = "nano", name: str | None = None, **typed: Any
-) -> None:
-    from flows.training import train_adapter
-
-    place = open_store(store)
-    rows = place.resolve(dataset)
-    if (chosen := place.manifest(rows)).kind == "choice":
-        rows = taken(place, chosen.inputs["rows"], rows)
-    with bar("train") as progress:
-        made = train_adapter(place, rows, EngineSpec(model=model), train_settings(typed), progress)
-    name = name or f"{dataset}.adapter"
-    place.name(name, made)
-    say(f"{name}: {place.files(made)}")
-
-
-def evaluate(
-    dataset: Annotated[str, typer.Argument(help="Dataset with the right answers, such as a held-out set.")],
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter: a dataset or a folder; none is the untuned model.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Base model: nano, a folder or a hub name.")] = "nano",
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 16,
-    as_json: AsJson = False,
-    store: StoreOption = Path(".thresher"),
-    **typed: Any,
-) -> None:
-    """Answer a dataset's prompts and count the right answers, with a 95 % interval."""
-    from flows.statistics import estimate
-
-    place, typed = open_store(store), typed | {"student": model, "student_adapter": adapter}
-    config = settings("evaluate", {"max_tokens": max_tokens})
-    made = _run(place, find_step("evaluate"), config, place.resolve(dataset), {}, typed)
-    live = place.read(made, ["student_correct", "drop_reason"]).filter(pl.col("drop_reason").is_null())
-    if live.is_empty():
-        raise StoreError(f"{dataset} has no live row to evaluate on")
-    correct = live["student_correct"].fill_null(False).cast(pl.Float64).to_numpy()
-    e = estimate(correct[None, :], 0, 1)
-    found = {"dataset": made, "rows": len(correct), "accuracy": e.mean, "low": e.low, "high": e.high}
-    typer.echo(json.dumps(found) if as_json else f"{e.mean:.1%} ({e.low:.1%} to {e.high:.1%}) of {len(correct):,} rows")
-
-
-app.command()(add_options(evaluate, engine_options()))
-
-
 def main() -> None:
     """Entry point: turns what a person can mend into one line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -285,29 +241,9 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-def _add_train_command() -> None:
-    """`train` takes the trainer's own settings as options, made from them like those of a step."""
-    import inspect
-
-    from training.settings import TrainConfig
-
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    text = Annotated[str, typer.Option(help="Base model: nano, a folder or a hub name.")]
-    name = Annotated[str | None, typer.Option(help="Name for the adapter; DATASET.adapter if not given.")]
-    first = Annotated[str, typer.Argument(help="Dataset whose live rows are trained on.")]
-    train.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter("dataset", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=first),
-            inspect.Parameter("model", keyword, annotation=text, default="nano"),
-            *options(TrainConfig),
-            inspect.Parameter("name", keyword, annotation=name, default=None),
-            inspect.Parameter("store", keyword, annotation=StoreOption, default=Path(".thresher")),
-        ]
-    )
-    app.command("train", help="Train a LoRA adapter on the live rows of a dataset.")(train)
-
-
-_add_train_command()
+app.add_typer(training)
+app.add_typer(evaluation)
+app.add_typer(adapters)
 app.add_typer(browse)
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import polars as pl
 from prefect import flow
 from rich.markup import escape
 
-from curation.step import StepError
+from curation.step import StepError, find_step
 from flows import cards, report
-from flows.compare_config import ALWAYS, CompareConfig
-from flows.config import ConfigError, LoopConfig
+from flows.compare_config import ALWAYS, Arm, CompareConfig
+from flows.config import ConfigError, LoopConfig, Use
 from flows.engines import EngineError, release
 from flows.loop import Turn, go_round
 from flows.progress import console, say
@@ -170,7 +170,6 @@ def gather(
     wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt))) if spoilt is not None else None
     made = report.lineage(store, [d for c in cells for d in (c.tested, c.choice, c.adapter, *c.earlier) if d])
     facts = [store.run_facts(m.id) for m in made]
-    new = sum(f.get("seconds", 0.0) for f in facts if f.get("started", 0.0) >= began)
     return {
         "name": config.name,
         "model": config.model,
@@ -185,8 +184,30 @@ def gather(
         "untuned": _answers(store, untuned),
         "cells": [_facts(store, cell, wrong) for cell in cells],
         "overlap": _overlaps(store, cells),
-        "seconds": {"here": round(time.time() - began, 1), "computing": round(new, 1)},
+        "arms": {name: _told(arm) for name, arm in config.every_arm().items()},
+        "steps": {
+            use.step: find_step(use.step).help.partition("\n")[0]
+            for arm in config.every_arm().values()
+            for uses in arm.stages().values()
+            for use in uses
+        },
+        "seconds": {
+            "here": round(time.time() - began, 1),
+            "computing": round(sum(f.get("seconds", 0.0) for f in facts if f.get("started", 0.0) >= began), 1),
+            "everything": round(sum(f.get("seconds", 0.0) for f in facts), 1),
+        },
     }
+
+
+def _told(arm: Arm) -> dict[str, list[str]]:
+    """What an arm does, in words: its steps with the settings that the config gives them."""
+
+    def said(use: Use) -> str:
+        given = ", ".join(f"{name} {value}" for name, value in use.with_.items())
+        return f"{use.step} ({given})" if given else use.step
+
+    told = {what: [said(use) for use in uses] for what, uses in arm.stages().items()}
+    return told | ({"rounds": [str(arm.rounds)]} if arm.rounds > 1 else {})
 
 
 def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, Any]:
@@ -201,6 +222,8 @@ def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, An
         "training_seconds": adapter.get("seconds", 0.0),
         "choosing": {what: round(sum(f.get(what, 0) for f in cost), 1) for what in COSTS},
         "choice": key_of(sorted(store.read(cell.chosen, ["id"])["id"])),
+        "chosen": cell.chosen,
+        "adapter": cell.adapter,
         "answers": _answers(store, cell.tested),
     }
     if wrong is not None:

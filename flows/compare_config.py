@@ -60,6 +60,10 @@ class Arm(Strict):
     roles: Roles = Field(default_factory=dict)
     """Models of roles in this arm, over those of the whole comparison."""
 
+    def stages(self) -> dict[str, list[Use]]:
+        """The arm's steps by what they are there for."""
+        return {"scores and marks": self.score, "chooses": [self.choose], "feeds back": self.feedback}
+
 
 class CompareBudget(Strict):
     rows: Sizes | None = None
@@ -112,9 +116,12 @@ class CompareConfig(Given):
             raise ValueError(f"baseline: there is no arm {self.baseline!r}")
         return self
 
+    def every_arm(self) -> dict[str, Arm]:
+        return {name: Arm(choose=use) for name, use in ALWAYS.items()} | self.arms
+
     def loop(self, arm: str, size: int) -> LoopConfig:
         """The arm as a run of its own, so that what it shares with other runs is computed once."""
-        said = (self.arms | {name: Arm(choose=use) for name, use in ALWAYS.items()})[arm]
+        said = self.every_arm()[arm]
         unit = "rows" if self.budget.rows else "tokens"
         given = {name: getattr(self, name) for name in Given.model_fields}
         own = {

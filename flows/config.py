@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from curation.step import StepConfig, find_step
 from flows.engine_settings import EngineSettings, Local
-from training.settings import TrainConfig
+from training.settings import PreferConfig, TrainConfig
 
 
 class ConfigError(Exception):
@@ -216,10 +216,18 @@ def settings(step: str, said: dict[str, Any]) -> StepConfig:
 
 
 def train_settings(said: Mapping[str, Any]) -> TrainConfig:
+    return _checked("train", TrainConfig, said)
+
+
+def prefer_settings(said: Mapping[str, Any]) -> PreferConfig:
+    return _checked("prefer", PreferConfig, said)
+
+
+def _checked(command: str, kind: type[BaseModel], said: Mapping[str, Any]) -> Any:
     try:
-        return TrainConfig.model_validate(said)
+        return kind.model_validate(said)
     except ValidationError as wrong:
-        raise ConfigError(f"train: {explain(wrong, TrainConfig)}") from None
+        raise ConfigError(f"{command}: {explain(wrong, kind)}") from None
 
 
 def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
@@ -229,6 +237,8 @@ def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
         (e for e in told if e["type"] == "extra_forbidden"), told[0]
     )  # a misspelt key also lacks the right one
     where = ".".join(str(part) for part in first["loc"])
+    if not where:  # settings that contradict each other
+        return first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = sorted({name for kind in (model, *Strict.__subclasses__()) for name in kind.model_fields})
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)

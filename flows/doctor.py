@@ -20,6 +20,7 @@ PACKAGES = (
     "transformers",
     "peft",
     "trl",
+    "bitsandbytes",
     "sentence-transformers",
     "scikit-learn",
     "prefect",

@@ -9,7 +9,7 @@ from curation.step import find_step
 from flows import assemble, cards, report
 from flows.budget import rows_within
 from flows.config import LoopConfig, Use
-from flows.models import role_models, student_model
+from flows.models import role_models, tuned
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
@@ -49,8 +49,8 @@ def go_round(
         results, validated, new = None, None, []
         if number < config.budget.rounds:  # what feeds a round that never comes is not made
             validation = assemble.where(store, rows, "split", "validation")
-            validated = turn.evaluate("evaluate validation", validation, student, likelihood=True)
-            seen = turn.evaluate("evaluate choice", chosen, student, likelihood=True)
+            validated = turn.evaluate("evaluate validation", validation, student, likelihood=True, before=rows)
+            seen = turn.evaluate("evaluate choice", chosen, student, likelihood=True, before=rows)
             results = turn.keep("results", assemble.together(store, [seen, validated]))
             made = [turn.apply(u, rows, results=results, weights=weights) for u in config.feedback]
             weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
@@ -131,12 +131,16 @@ class Turn:
         settings = {**self.config.train, "optimizer_steps": self.config.budget.optimizer_steps, "seed": self.seed}
         return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
 
-    def evaluate(self, what: str, rows: str, adapter: str | None, likelihood: bool = False) -> str:
+    def evaluate(
+        self, what: str, rows: str, adapter: str | None, likelihood: bool = False, before: str | None = None
+    ) -> str:
+        """The student's answers; `before` holds what the base found of the rows, if anything, for the gain."""
         said = self.config.evaluate
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
-        student = student_model(self.config, str(self.store.files(adapter)) if adapter else None)
+        student = tuned(self.store, self.config.model, adapter, self.config.engine)
+        tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
         return run_one_step(
-            self._label(what), self.root, use.step, use.config(), rows, {}, {"student": student}, self._name(what)
+            self._label(what), self.root, use.step, use.config(), rows, tables, {"student": student}, self._name(what)
         )
 
     def keep(self, what: str, dataset: str) -> str:

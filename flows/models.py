@@ -22,15 +22,10 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
         raise ConfigError(f"roles: there is no role {unknown[0]!r}; there are {', '.join(known)}")
     embedder = config.roles.get("embedder", RoleModel()).model or EMBEDDER
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
-    models["base"] = models["student"] = student_model(config)
+    models["base"] = models["student"] = tuned(store, config.model, None, config.engine)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
     judging = {role: config.roles[role].model for role in OF_PAIRS if role in config.roles}
     return models | {role: EngineSpec(kind="classifier", model=model) for role, model in judging.items() if model}
-
-
-def student_model(config: LoopConfig, adapter: str | None = None) -> EngineSpec:
-    """The model that is tuned, with an adapter or as it was."""
-    return EngineSpec(model=config.model, adapter=adapter, settings=config.engine)
 
 
 def check_models(config: LoopConfig, store: Store) -> None:
@@ -49,6 +44,16 @@ def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | N
     """A model for each role as a command has it: `judge` names the model, `judge_adapter` a dataset or a folder."""
     engine = typed_engine(typed.get("engine") or "local", typed.get("engine_set") or [])
     return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter"), engine) for role in roles}
+
+
+def tuned(store: Store, model: str, trained: str | None, engine: Local | Vllm | OpenAI | None = None) -> EngineSpec:
+    """What a training made of a model: the model with that adapter, or the model that a full run gave."""
+    if trained is None:
+        return EngineSpec(model=model, settings=engine)
+    folder = store.files(trained)
+    if (folder / "adapter_config.json").exists():
+        return EngineSpec(model=model, adapter=str(folder), settings=engine)
+    return EngineSpec(model=str(folder), settings=engine)
 
 
 def typed_engine(kind: str, changes: list[str]) -> Local | Vllm | OpenAI:
@@ -74,7 +79,7 @@ def _typed(
         return EngineSpec(kind="classifier", model=model)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():
-        adapter = str(store.files(store.resolve(adapter)))
+        return tuned(store, model, store.resolve(adapter), engine)
     if adapter is None and role in OF_LANGUAGE and engine.kind != "openai":
         adapter = instruct_adapter(model)
     return EngineSpec(model=model, adapter=adapter, settings=engine)
@@ -83,7 +88,7 @@ def _typed(
 def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None) -> EngineSpec:
     model, engine = said.model or config.model, said.engine or config.engine
     if said.adapter == "last-student" and student:
-        return student_model(config, str(store.files(student)))
+        return tuned(store, config.model, student, engine)
     adapter = said.adapter
     if adapter in (None, "last-student"):
         adapter = None if engine.kind == "openai" else instruct_adapter(model)

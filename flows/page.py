@@ -46,58 +46,88 @@ def check_path(path: Path) -> None:
 
 
 def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
-    heldout, seeds = results["heldout"]["rows"], results["seeds"]
-    out = [f"# {results['name']}: which rows to train on", "", f"**{escape(said['verdict'], quote=False)}**", ""]
-    out += [f"- {escape(sentence, quote=False)}" for sentence in _sentences(said)]
-    drawn = svg.intervals(_bars(results, said), "held-out accuracy")
+    out = [f"# {results['name']}: which rows to train on", "", f"**{_plain(said['verdict'])}**", ""]
+    out += [f"- {_plain(sentence)}" for sentence in _sentences(said)]
+    base = next((a["accuracy"]["mean"] for a in _largest(results, said) if a["arm"] == results["baseline"]), None)
+    drawn = svg.intervals(_bars(results, said), f"held-out accuracy; the line is {results['baseline']}", "{:.1%}", base)
     out += ["", svg.image(drawn, "held-out accuracy of each arm"), ""]
     spoilt = ["spoilt"] if results["spoilt"] is not None else []
-    head = [
-        "arm",
-        "rows",
-        "accuracy",
-        "95 % interval",
-        f"ahead of {results['baseline']}",
-        "chance ahead",
-        "p, corrected",
-        *spoilt,
-    ]
+    ahead = f"ahead of {results['baseline']}"
+    head = ["arm", "rows", "accuracy", "95 % interval", ahead, "chance ahead", "p, corrected", *spoilt]
     u = said["untuned"]
     untuned = ["untuned", "", f"{u['mean']:.1%}", f"{u['low']:.1%} to {u['high']:.1%}"]
-    out += _table(head, [untuned, *(_cells(a, results) for a in said["arms"])])
+    out += _table(head, [untuned, *(_cells(a, results) for a in _ranked(said["arms"]))])
+    out += _legend(results, said)
     if len(results["sizes"]) > 1:
         for metric in ("accuracy", "loss"):
             if any(metric in a for a in said["arms"]):
                 out += [svg.image(curves(results, said, metric), f"{metric} against the size of the choice"), ""]
         out += _spoken_worth(said)
-    out += ["## What it cost", "", "Means over seeds, of all that the choice needed, as if nothing had been there.", ""]
-    head = ["arm", "choosing: seconds", "model calls", "generated tokens", "training: seconds", "tokens"]
-    out += _table(head, [_costs(a) for a in said["arms"] if "accuracy" in a])
-    out += _overlap(results)
-    few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    out += _what_they_did(results)
     out += [
+        "## What it cost",
+        "",
+        "Means over seeds. What arms or seeds share was computed once and counts for each.",
+        "",
+    ]
+    head = ["arm", "choosing: seconds", "model calls", "generated tokens", "training: seconds", "trained tokens"]
+    out += _table(head, [_costs(a, results) for a in _ranked(said["arms"]) if "accuracy" in a])
+    return "\n".join([*out, *_overlap(results), *_measured(results)])
+
+
+def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
+    """What the columns mean, right under them."""
+    spoilt = "Spoilt: share of the rows taken whose answer is known to be wrong; no arm was told. "
+    return [
+        "The interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
+        "both); the difference is paired by seed and row. Chance ahead: that the true difference is over 0. p is",
+        f"corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown. "
+        f"{spoilt if results['spoilt'] is not None else ''}",
+        "",
+    ]
+
+
+def _what_they_did(results: dict[str, Any]) -> list[str]:
+    """Each arm's steps, what a step does, and where its rows and adapters lie."""
+    out = ["## What each arm did", ""]
+    for arm, did in results["arms"].items():
+        parts = [f"{what}: {', '.join(steps)}" for what, steps in did.items() if steps]
+        out.append(f"- **{_plain(arm)}** {_plain('; '.join(parts))}")
+    out += ["", *(f"`{step}`: {_plain(does)}  " for step, does in results["steps"].items()), ""]
+    lies: dict[str, dict[int, str]] = {}
+    for c in results["cells"]:
+        if not c["failed"] and c["size"] in (max(results["sizes"]), None):
+            lies.setdefault(c["arm"], {})[c["seed"]] = f"`{c['chosen']}` `{c['adapter']}`"
+    rows = [[_plain(arm), *(by_seed.get(seed, "failed") for seed in results["seeds"])] for arm, by_seed in lies.items()]
+    out += [
+        "Rows and adapter of each; take rows with `thresher export taken-… rows.jsonl`, an adapter is a PEFT folder.",
+        "",
+    ]
+    return [*out, *_table(["arm", *(f"seed {seed}" for seed in results["seeds"])], rows)]
+
+
+def _measured(results: dict[str, Any]) -> list[str]:
+    seeds = results["seeds"]
+    few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return [
         "## How it was measured",
         "",
-        f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser",
-        f"steps, {few}, and answered the same {heldout:,} held-out rows. `{results['baseline']}` is the baseline;",
-        "`full` is the whole pool, at the same steps. Rows that equal or nearly equal a held-out row were in no",
-        "choice.",
-        "",
-        "An interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
-        "both); a difference from it is paired by seed and row. Chance ahead: that the true difference is over 0.",
-        f"p is corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown.",
+        f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps,",
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows, which no step was shown;",
+        "rows of the pool that equal or nearly equal one were in no choice. `full` is all other rows of the pool, at",
+        "the same steps, so each is seen less often. Arms draw by the random numbers of the seed, the same for all.",
         "",
         _time(results["seconds"]),
         "",
     ]
-    return "\n".join(out)
 
 
 def _time(seconds: dict[str, float]) -> str:
-    here, computing, workers = seconds["here"], seconds["computing"], seconds.get("workers", 1)
-    if workers == 1:
-        return f"Made in {here:,.0f} s, of which {computing:,.0f} s in steps and trainings."
-    return f"Made in {here:,.0f} s by {workers} processes; their steps and trainings took {computing:,.0f} s in all."
+    by = f" by {seconds['workers']} processes" if seconds["workers"] > 1 else ""
+    return (
+        f"All steps and trainings behind it took {seconds['everything']:,.0f} s of computing. The last run of the "
+        f"command took {seconds['here']:,.0f} s{by}, in which steps and trainings took {seconds['computing']:,.0f} s."
+    )
 
 
 def as_html(text: str) -> str:
@@ -115,14 +145,14 @@ def terminal(results: dict[str, Any], said: dict[str, Any]) -> str:
     high = max([a["accuracy"]["high"] for a in said["arms"] if "accuracy" in a] + [said["untuned"]["high"]])
     u = said["untuned"]
     table.add_row("untuned", "", f"{u['mean']:.1%}", _whisker(u, low, high))
-    for a in said["arms"]:
+    for a in _ranked(said["arms"]):
         if "accuracy" not in a:
             table.add_row(a["arm"], "", "failed")
             continue
         d = a.get("difference")
         ahead = f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})" if d else ""
         cost = f"{a['choosing']['generated_tokens']:,.0f}"
-        p = f"{d['holm']:.3f}" if d else ""
+        p = _p(d["holm"]) if d else ""
         table.add_row(
             a["arm"],
             f"{a['taken']:,.0f}",
@@ -152,7 +182,7 @@ def curves(results: dict[str, Any], said: dict[str, Any], metric: str) -> str:
 
 
 def _sentences(said: dict[str, Any]) -> list[str]:
-    return [f"{a['sentence'][0].upper()}{a['sentence'][1:]}" for a in said["arms"] if _tells(a)]
+    return [f"{a['sentence'][0].upper()}{a['sentence'][1:]}" for a in _ranked(said["arms"]) if _tells(a)]
 
 
 def _tells(a: dict[str, Any]) -> bool:
@@ -162,10 +192,32 @@ def _tells(a: dict[str, Any]) -> bool:
 
 def _bars(results: dict[str, Any], said: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """The untuned model, and every arm at the largest budget."""
-    largest = max(results["sizes"])
-    shown = [("untuned", said["untuned"])]
-    shown += [(a["arm"], a["accuracy"]) for a in said["arms"] if "accuracy" in a and a["size"] in (largest, None)]
+    shown = [("untuned", said["untuned"]), *((a["arm"], a["accuracy"]) for a in _largest(results, said))]
     return [(name, e["mean"], e["low"], e["high"]) for name, e in shown]
+
+
+def _largest(results: dict[str, Any], said: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arms that stand at the largest budget, the best first."""
+    sized = (max(results["sizes"]), None)
+    return [a for a in _ranked(said["arms"]) if "accuracy" in a and a["size"] in sized]
+
+
+def _ranked(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By budget, the full pool with the largest; within it the best first and what failed last."""
+    most = max((a["size"] for a in arms if a["size"]), default=0)
+    return sorted(arms, key=lambda a: (a["size"] or most, -a["accuracy"]["mean"] if "accuracy" in a else 1.0))
+
+
+def _plain(text: str) -> str:
+    return escape(text, quote=False)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _chance(value: float) -> str:
+    return "&gt;99.9%" if value > 0.999 else "&lt;0.1%" if value < 0.001 else f"{value:.1%}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -180,14 +232,14 @@ def _cells(a: dict[str, Any], results: dict[str, Any]) -> list[str]:
     less = "" if a["size"] is None or results["unit"] != "rows" or a["taken"] == a["size"] else f" of {a['size']:,}"
     cells = [a["arm"], f"{a['taken']:,.0f}{less}", f"{e['mean']:.1%}", f"{e['low']:.1%} to {e['high']:.1%}"]
     cells += [f"{d['mean'] * 100:+.1f} ({d['low'] * 100:+.1f} to {d['high'] * 100:+.1f})"] if d else [""]
-    cells += [f"{d['ahead']:.1%}", f"{d['holm']:.3f}"] if d else ["", ""]
+    cells += [_chance(d["ahead"]), _p(d["holm"]).replace("<", "&lt;")] if d else ["", ""]
     return cells + ([f"{a['spoilt']:.1%}"] if results["spoilt"] is not None else [])
 
 
-def _costs(a: dict[str, Any]) -> list[str]:
+def _costs(a: dict[str, Any], results: dict[str, Any]) -> list[str]:
     c = a["choosing"]
     spent = [c["seconds"], c["requests"], c["generated_tokens"], a["training_seconds"], a["trained_tokens"]]
-    name = f"{a['arm']} {a['size']:,}" if a["size"] else a["arm"]
+    name = f"{a['arm']} {a['size']:,}" if a["size"] and len(results["sizes"]) > 1 else a["arm"]
     return [name, *(f"{amount:,.0f}" for amount in spent)]
 
 
@@ -202,7 +254,7 @@ def _spoken_worth(said: dict[str, Any]) -> list[str]:
 def _overlap(results: dict[str, Any]) -> list[str]:
     if not results["overlap"]:
         return []
-    names = list(dict.fromkeys(name for pair in results["overlap"] for name in pair["arms"]))
+    names = [n for n in dict.fromkeys(n for pair in results["overlap"] for n in pair["arms"]) if n != "full"]
     found = {frozenset(pair["arms"]): pair["jaccard"] for pair in results["overlap"]}
     out = [
         "## Rows that two arms have in common",
@@ -210,9 +262,8 @@ def _overlap(results: dict[str, Any]) -> list[str]:
         "Of all rows that either took (Jaccard index), mean over seeds.",
         "",
     ]
-    found |= {frozenset((name,)): None for name in names}
-    cells = [[a, *(_share(found.get(frozenset((a, b)))) for b in names)] for a in names]
-    return [*out, *_table(["", *names], cells)]
+    cells = [[a, *(_share(found.get(frozenset((a, b)))) for b in names[:i])] for i, a in enumerate(names)]
+    return [*out, *_table(["", *names[:-1]], cells[1:])]
 
 
 def _share(value: float | None) -> str:

@@ -126,6 +126,14 @@ def lineage(store: Store, ends: list[str]) -> list[Manifest]:
     return list(seen.values())
 
 
+def losses(store: Store, run: SeedRun) -> dict[str, list[list[float]]]:
+    """Training loss over steps of the first seed's arms: the baselines', if there are any, and the last round's."""
+    rounds = [r.adapter for r in run.rounds]
+    others = [a for a in run.adapters if a not in rounds]
+    named = dict(zip(("random", "full pool"), others, strict=False)) | {f"round {len(rounds)}": rounds[-1]}
+    return {name: [list(row) for row in store.read(made, ["step", "loss"]).rows()] for name, made in named.items()}
+
+
 def sentence(found: list[Arm], rows: int, seeds: int) -> str:
     """What can be said in one plain sentence."""
     rounds = [a for a in found if a.name.startswith("round")]
@@ -152,6 +160,7 @@ def facts(store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] 
         "choices": [filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
         "rows": dict(drop_reasons(store, runs[0])),
         "seconds": dict(seconds(store, runs)),
+        "losses": losses(store, runs[0]),
         "seeds": [run.seed for run in runs],
         "datasets": [asdict(run) for run in runs],
     }
@@ -166,6 +175,7 @@ def markdown(title: str, said: dict[str, Any], notes: list[str] = ()) -> str:
     out += ["", svg.image(svg.intervals(bars, "held-out accuracy")), ""]
     if said["choices"]:
         out += _spoilt_table(said)
+    out += ["## Training loss", "", svg.image(svg.lines(said["losses"], "training loss"), "training loss by step"), ""]
     out += ["## Where the rows went", "", "| what | rows |", "|---|---|"]
     out += [f"| {what} | {n:,} |" for what, n in said["rows"].items()]
     out += ["", "## Seconds per stage", "", "| stage | seconds |", "|---|---|"]

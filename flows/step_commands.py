@@ -96,6 +96,8 @@ def _option(name: str, info: FieldInfo) -> inspect.Parameter:
     about = " ".join([info.description or "", *[f"[{b}]" for b in bounds if b]])
     flag = f"--{name.replace('_', '-')}"
     default = info.get_default(call_default_factory=True)
+    if default is True:  # else there would be no way to turn it off
+        flag += f"/--no-{name.replace('_', '-')}"
     required = default is PydanticUndefined
     return inspect.Parameter(
         name,

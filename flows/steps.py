@@ -8,6 +8,7 @@ from curation import (  # noqa: F401
     evaluate,
     heldout,
     instructmining,
+    judged,
     longest,
     perplexity,
     random_choice,

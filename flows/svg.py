@@ -83,8 +83,10 @@ def lines(named: Mapping[str, Sequence[tuple[float, float]]], title: str = "", x
     return _svg(width, height, "".join(body))
 
 
-def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "") -> str:
-    """One line per (label, mean, low, high): a bar up to the mean, a whisker over the interval."""
+def intervals(
+    items: Sequence[tuple[str, float, float, float]], title: str = "", form: str = "", mark: float | None = None
+) -> str:
+    """One line per (label, mean, low, high): a bar up to the mean, a whisker over the interval; a line at `mark`."""
     width, left, right, row, top = 640, 200, 76, 28, 34
     finite = [v for _, *numbers in items for v in numbers if _drawable(v)]
     if not finite:
@@ -104,7 +106,9 @@ def intervals(items: Sequence[tuple[str, float, float, float]], title: str = "")
         x, x0, x1 = place(mean), place(least), place(most)
         body.append(_rect(min(x, place(0.0)), y + 2, abs(x - place(0.0)), row - 10, FILL))
         body += [_line(x0, y + 11, x1, y + 11, TEXT, 2), *[_line(e, y + 6, e, y + 16, TEXT, 2) for e in (x0, x1)]]
-        body.append(_text(width - right + 8, y + 15, short(mean)))
+        body.append(_text(width - right + 8, y + 15, form.format(mean) if form else short(mean)))
+    if mark is not None:
+        body.append(_line(place(mark), top - 4, place(mark), top + len(items) * row, MARK))
     body.append(_line(place(0.0), top - 4, place(0.0), top + len(items) * row, FAINT))
     return _svg(width, top + len(items) * row + 6, "".join(body))
 

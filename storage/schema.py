@@ -37,6 +37,15 @@ CHOICE = pa.schema(
     ]
 )
 
+# Two rows with one prompt, of which the first has the better answer; both are rows of one dataset.
+PAIR = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # of the row that is preferred
+        pa.field("rejected", pa.string(), nullable=False),
+        pa.field("why", pa.string(), nullable=False),  # the step that says so
+    ]
+)
+
 # Where an imported row came from. `columns` holds the user's other columns as JSON.
 ORIGIN = pa.schema(
     [

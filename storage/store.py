@@ -4,6 +4,7 @@
     <root>/datasets/<step>-<key>/manifest.json   which parts make which shard; without it a dataset does not exist
     <root>/datasets/<step>-<key>/run.json        clocks and hosts of the run that made it, so that manifests repeat
     <root>/refs/<name>                   a name that a person gave: a pointer to a dataset
+    <root>/checkpoints/<step>-<key>/     how far a long run got, until it is done
     <root>/tmp/                          what is being written; swept when the process that wrote it is gone
 
 A shard is a list of parts with the same rows in the same order. Reading zips them, later parts over earlier ones, so a
@@ -204,6 +205,19 @@ class Store:
         path = self._temporary()
         path.mkdir()
         return path
+
+    @contextlib.contextmanager
+    def workplace(self, dataset: str) -> Iterator[Path]:
+        """A folder for what a long run would lose if it were killed, for one process at a time; gone once it is done.
+
+        It stays where the run fails or is killed, and the same run finds it again.
+        """
+        folder = self.root / "checkpoints" / dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
 
     # ---- names
 

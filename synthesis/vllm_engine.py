@@ -236,8 +236,13 @@ def _adapter_needs(folder: Path) -> tuple[int, list[str]]:
         raise EngineError(f"{folder} is no adapter: there is no adapter_config.json in it") from None
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     modules = {m[1] for name in _tensors(folder) if (m := re.search(r"(\w+)\.lora_(?:A|B|embedding_[AB])", name))}
-    if strange := sorted({*(config.get("modules_to_save") or []), *(modules & {"lm_head", "embed_tokens"})}):
-        raise EngineError(f"{folder} trains {strange}, which vLLM cannot play beside others; take the local engine")
+    strange = {*(config.get("modules_to_save") or []), *(modules & {"lm_head", "embed_tokens"})}
+    strange |= {what for what in ("use_dora", "trainable_token_indices") if config.get(what)}
+    strange |= {"bias"} if config.get("bias", "none") != "none" else set()
+    if strange:
+        raise EngineError(
+            f"{folder} trains {sorted(strange)}, which vLLM cannot play beside others; take the local engine"
+        )
     if rank > _RANKS[-1] or not modules:
         raise EngineError(f"{folder} is no LoRA adapter of a rank up to {_RANKS[-1]}; take the local engine")
     return next(r for r in _RANKS if r >= rank), sorted(modules)

@@ -84,6 +84,7 @@ def hostile(n: int) -> pl.DataFrame:
         *[pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()],
         pl.Series("split", ["validation" if i % 7 == 3 else "train" for i in range(n)], dtype=pl.String),
         pl.Series("diversity_cluster", rng.integers(0, 3, n), dtype=pl.Int32),
+        pl.Series("student_answer", [texts[i % 5] for i in range(n)], dtype=pl.String),
         pl.Series("diversity_share", [1 / 3] * n, dtype=pl.Float64),
         pl.Series("embedding", rng.random((n, 4)), dtype=pl.Array(pl.Float32, 4)),
     )

@@ -1,8 +1,12 @@
+import math
+
+import polars as pl
 import pytest
 
-from curation.evaluate import Evaluate, evaluate, same
+from curation.evaluate import Evaluate, evaluate, same, score
+from curation.judged import Judged, judge_answers
 from curation.perplexity import Perplexity, perplexity
-from curation.step import Completion, Failed
+from curation.step import Completion, Failed, StepError
 from tests.fakes import FakeEngine
 from tests.rows import rows
 
@@ -63,3 +67,76 @@ def test_perplexity_is_the_mean_over_the_responses_tokens():
 )
 def test_answers_are_the_same_but_for_what_stands_around_them(answer, wanted, right):
     assert same(answer, wanted) is right
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "wanted", "found"),
+    [
+        pytest.param(
+            "numeric", "It is 1,234.50 dollars.", "So 3 * 411.5 = 1234.5\n#### 1,234.5", 1.0, id="last number"
+        ),
+        pytest.param("numeric", "-5", "5", 0.0, id="sign"),
+        pytest.param("numeric", "no idea", "5", 0.0, id="no number said"),
+        pytest.param("numeric", "5", "five", None, id="no number wanted"),
+        pytest.param("rouge-l", "the cat sat", "the cat sat on the mat", 2 / 3, id="F of 3/3 and 3/6"),
+        pytest.param("rouge-l", "", "a", 0.0, id="nothing said"),
+        pytest.param("exact", "Yes.", "yes", 1.0, id="exact"),
+    ],
+)
+def test_a_score_is_the_metrics(metric, answer, wanted, found):
+    assert score(metric, answer, wanted) == (found if found is None else pytest.approx(found))
+
+
+def test_the_choice_is_the_likeliest_answer_by_the_sum_of_its_log_probabilities():
+    class Leaning(FakeEngine):
+        def logprobs(self, conversations):
+            odds = {"PlayMusic": [-0.9], "RateBook now": [-0.4, -0.4], "GetWeather": [-3.0]}
+            return [odds[c[-1]["content"]] if c[0]["content"] != "lost?" else Failed("x") for c in conversations]
+
+    config = Evaluate(metric="choice", choices=["PlayMusic", "RateBook now", "GetWeather"], likelihood=False)
+    out = evaluate(ROWS, config, {"student": Leaning()})
+    assert out["student_answer"].to_list() == ["RateBook now", "RateBook now", None]
+    assert out["student_correct"].to_list() == [False, False, None]
+    with pytest.raises(StepError, match="name two or more with --choices"):
+        evaluate(ROWS, Evaluate(metric="choice"), {"student": Leaning()})
+
+
+def test_a_score_counts_as_correct_from_the_threshold():
+    student = FakeEngine(reply=lambda text, i: "play the music")
+    wanted = rows(("q", "play some music"))
+    for threshold, right in ((0.6, True), (0.7, False)):
+        out = evaluate(wanted, Evaluate(metric="rouge-l", threshold=threshold), {"student": student})
+        assert out["student_correct"].to_list() == [right] and out["student_score"][0] == pytest.approx(2 / 3)
+
+
+def test_loss_tokens_error_and_gain_come_from_one_pass():
+    class Counting(Halting):
+        calls = 0
+
+        def logprobs(self, conversations):
+            self.calls += 1
+            return [[math.log(0.5), math.log(0.25)], [0.0], Failed("too long")]
+
+    student = Counting()
+    before = pl.DataFrame({"id": ["r1", "r0"], "base_nll": [2.0, 3.0]})
+    out = evaluate(ROWS, Evaluate(), {"student": student}, {"before": before})
+    assert student.calls == 1
+    assert out["student_tokens"].to_list() == [2, 1, None]
+    assert out["student_nll"].to_list() == [pytest.approx(1.5 * math.log(2)), 0.0, None]
+    assert out["student_el2n"].to_list() == [pytest.approx(math.sqrt((0.25 + 0.5625) / 2)), 0.0, None]
+    assert out["student_gain"].to_list() == [pytest.approx(3 - 1.5 * math.log(2)), 2.0, None]
+    assert evaluate(ROWS, Evaluate(), {"student": student})["student_gain"].to_list() == [None] * 3
+
+
+def test_a_judges_lean_to_one_letter_is_averaged_out():
+    class Leaning(FakeEngine):
+        def choose(self, prompts, answers):
+            self.asked += [p[-1]["content"] for p in prompts]
+            sure = [0.9 if "Proposed answer: yes" in p[-1]["content"] else 0.3 for p in prompts]
+            return [[s * (2 if answers[0] == "A" else 1), 1 - s] for s in sure]
+
+    judge = Leaning()
+    told = rows(("a", "yes"), ("b", "yes"), ("c", "yes")).with_columns(student_answer=pl.Series(["yes", "no", None]))
+    found = judge_answers(told, Judged(), {"judge": judge})["student_judged"].to_list()
+    assert found == [pytest.approx((1.8 / 1.9 + 0.9) / 2), pytest.approx((0.6 / 1.3 + 0.3) / 2), None]
+    assert len(judge.asked) == 4 and "Reference answer: yes" in judge.asked[0]

@@ -19,6 +19,7 @@ def cell(arm, seed, answers, size=700, **more):
     costs = {"seconds": 12.0, "requests": 4000, "generated_tokens": 41000 if arm == "clear" else 0}
     said = {"arm": arm, "size": size, "seed": seed, "failed": None, "taken": size or 2600, "trained_tokens": 9000}
     said |= {"training_seconds": 20.0, "choosing": costs, "choice": f"{arm}-{seed}", "answers": {"right": answers}}
+    said |= {"chosen": f"taken-{arm}-{size}-{seed}", "adapter": f"train-{arm}-{size}-{seed}"}
     return said | more
 
 
@@ -40,7 +41,9 @@ def results(gains, seeds=(0, 1, 2), sizes=(700,), cells=()):
         "untuned": {"right": right(rng, base, flips=0.5)},
         "cells": [*made, *cells],
         "overlap": [{"arms": ["random", "clear"], "jaccard": 0.25}],
-        "seconds": {"here": 100.0, "computing": 97.0},
+        "arms": {arm: {"scores and marks": ["clear-score (samples 5)"], "chooses": ["random"]} for arm in gains},
+        "steps": {"random": "Take rows uniformly at random."},
+        "seconds": {"here": 100.0, "computing": 97.0, "everything": 300.0, "workers": 1},
     }
 
 
@@ -67,7 +70,7 @@ def test_the_points_of_the_sentence_are_those_of_the_interval():
 def test_where_nothing_is_shown_it_says_what_would_show_it():
     said = answer(results({"random": 0.0, "clear": 0.0}, seeds=(0, 1)))
     arm = by_arm(said)["clear"]
-    assert f"about {arm['seeds_to_show']} would show 2 points" in arm["sentence"]
+    assert f"about {arm['seeds_to_show']} seeds would show 2 points" in arm["sentence"]
     assert f"{arm['seeds_to_show']} seeds would most likely show a difference of 2 points" in said["verdict"]
     assert said["verdict"].startswith("Keep random")
 
@@ -173,13 +176,22 @@ def test_rows_are_worth_the_random_rows_that_do_as_well():
     assert "100 rows of clear do on average what about 283 random rows do" in text and text.count("<img") == 2
 
 
+def test_the_page_says_what_the_best_arm_did_first_and_where_its_rows_are():
+    found = results({"random": 0.0, "clear": 0.05, "loop": 0.35}, seeds=(0, 1, 2, 3, 4))
+    text = page.markdown(found, answer(found))
+    assert text.index("\n- ") == text.index("\n- Loop beats") and text.index("| loop |") < text.index("| clear |")
+    assert "- **loop** scores and marks: clear-score (samples 5); chooses: random" in text
+    assert "| `taken-loop-700-1` `train-loop-700-1` |" in text and "thresher export" in text
+    assert "| &lt;0.001 |" in text and "0.000" not in text and "&gt;99.9%" in text
+
+
 def test_pages_are_made_again_from_results(tmp_path):
     found = results({"random": 0.0, "clear": 0.15})
     for name in ("page.json", "page.md", "page.html"):
         page.write(tmp_path / name, found)
     assert page.read_results(tmp_path / "page.json") == found
     html = (tmp_path / "page.html").read_text()
-    assert html.startswith("<!doctype html>") and html.count("<table>") == 3 and "Take clear" in html
+    assert html.startswith("<!doctype html>") and html.count("<table>") == 4 and "Take clear" in html
     with pytest.raises(ConfigError, match=r"ends in .md, .html or .json"):
         page.write(tmp_path / "page.txt", found)
     (tmp_path / "page.json").write_text("{}")

@@ -81,6 +81,11 @@ def test_help_of_a_step_teaches_its_settings():
         pytest.param(("import", "/nowhere.jsonl", "--name", "x"), 1, "/nowhere.jsonl", id="no-file"),
         pytest.param(("run", "/nowhere.yaml"), 2, "/nowhere.yaml", id="no-config"),
         pytest.param(("evaluate", "numbers", "--model", "/no/model"), 1, "/no/model", id="no-model"),
+        pytest.param(("train", "numbers", "--targets", "q_prjo"), 1, "did you mean q_proj", id="no-such-layer"),
+        pytest.param(("train", "numbers", "--rows-at-once", "5"), 2, "does not divide batch_size", id="uneven"),
+        pytest.param(("prefer", "numbers"), 1, "holds no pair", id="no-pairs"),
+        pytest.param(("serve", "numbers"), 1, "name what `thresher train` made", id="serve-rows"),
+        pytest.param(("evaluate", "numbers", "--by", "colour"), 2, "no such column", id="no-such-group"),
         pytest.param(("step", "instructmining-predict", "numbers"), 2, "instructmining_reward", id="rule-refuses"),
     ],
 )
@@ -98,3 +103,11 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(raw, tmp_path):
     assert ran.returncode == 1 and "free the disk" in ran.stderr and "Traceback" not in ran.stderr
     assert not list(tmp_path.glob("datasets/*/manifest.json")) and not list(tmp_path.glob("refs/*"))
     assert thresher("import", raw, "--name", "numbers", store=tmp_path).returncode == 3
+
+
+def test_a_preview_shows_what_would_be_learnt_and_trains_nothing(store):
+    ran = thresher("train", "numbers", "--preview", store=store)
+    assert ran.returncode == 0, ran.stderr
+    assert "<|assistant|>⟦" in ran.stdout and "Say 3.<|end|><|assistant|>⟦3<|end|>⟧" in ran.stdout.replace("⟦ ", "⟦")
+    assert "5 rows, " in ran.stdout and "told by the template's own marks" in ran.stdout
+    assert not list(store.glob("datasets/train-*"))

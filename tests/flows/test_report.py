@@ -37,12 +37,14 @@ def runs(tmp_path):
     sealed(store, "scored", marked, counts={"rows": 10, "live": 6, "dropped by clear-filter": 4})
     took = pl.DataFrame({"id": ["r4", "r5"], "taken": [True, True], "why": "x", "weight": 1.0, "round": 1})
     sealed(store, "choice", took, CHOICE, "choice")
+    part = store.put_part("curve", pl.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.5, 1.25]}))
+    store.seal(Manifest("tuned", "adapter", "train", 1, {}, {}, {}, ((part,),)))
     for seed in (0, 1):
         arms = {
             name: evaluation(store, f"{name}{seed}", [i < right for i in range(100)])
             for name, right in (("untuned", 10), ("random", 70 + seed), ("round 1", 90 + seed))
         }
-        round_ = report.Round("pool", "scored", "choice", "pool", "pool", arms["round 1"], "scored", "scored", [])
+        round_ = report.Round("pool", "scored", "choice", "pool", "tuned", arms["round 1"], "scored", "scored", [])
         made.append(report.SeedRun(seed, "pool", "pool", arms, "choice", [round_], []))
     return store, made
 
@@ -107,7 +109,10 @@ def test_the_sentence_says_what_the_interval_allows():
 
 def test_the_page_counts_every_row_and_every_second(runs):
     store, made = runs
-    page = report.markdown("Title", report.facts(store, made, 700, {1, 2}))
+    said = report.facts(store, made, 700, {1, 2})
+    assert said["losses"] == {"round 1": [[1, 2.0], [2, 1.5], [3, 1.25]]}
+    page = report.markdown("Title", said)
+    assert page.count("<img") == 2
     assert "| rejected on import | 2 |" in page and "| clear-filter | 4 |" in page and "| live | 6 |" in page
     assert "20.0% of the rows carry a wrong answer" in page
     assert dict(report.seconds(store, made))["random0"] == 1.5

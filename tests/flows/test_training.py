@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flows import steps  # noqa: F401  registers every step
 from flows.engines import EngineError, EngineSpec, identity, leases, release
 from flows.tasks import train_one
-from flows.training import train_adapter
+from flows.training import sized, summary, train_adapter
 from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
@@ -27,6 +28,10 @@ config = TrainConfig(optimizer_steps=100_000, batch_size=2, rank=2, alpha=4)
 tell = lambda done, total: print(done, flush=True)
 train_adapter(Store(Path(sys.argv[1])), "pool", EngineSpec(model=sys.argv[2]), config, tell)
 """
+KILLED = SLOW.replace(
+    "TrainConfig(optimizer_steps=100_000, batch_size=2, rank=2, alpha=4)",
+    "TrainConfig.model_validate_json(sys.argv[3])",
+).replace("config, tell)", "config, tell, every=0)")
 
 
 @pytest.fixture
@@ -94,6 +99,69 @@ def test_a_training_killed_in_the_middle_leaves_nothing_to_be_seen(store, tiny_m
     store.sweep()
     assert list((store.root / "tmp").iterdir()) == []
     assert store.exists(train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG))
+
+
+def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_to_the_same_losses(store, tiny_model, tmp_path):
+    config = CONFIG.model_copy(update={"optimizer_steps": 40, "learning_rate": 1e-3})
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(store.root), str(tiny_model), config.model_dump_json()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    for line in process.stdout:
+        if line == b"20\n":
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    [place] = (store.root / "checkpoints").iterdir()
+    assert any(p.name.startswith("checkpoint-") for p in place.iterdir())
+    made = train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), config)
+    assert 18 <= store.run_facts(made)["resumed_at"] < 40
+    assert not place.exists()
+    other = Store(tmp_path / "other")
+    put(other, "pool", store.read("pool"))
+    assert train_adapter(other, "pool", EngineSpec(model=str(tiny_model)), config) == made
+    assert other.read(made).equals(store.read(made))
+    assert other.manifest(made).files == store.manifest(made).files
+    assert other.read_side(made, "rows").equals(store.read_side(made, "rows"))
+
+
+def test_each_row_of_a_training_is_told_of_and_the_run_says_what_it_took(store, tiny_model):
+    put(store, "longer", rows(("a", "yes"), ("b", "no"), ("x" * 90, "no")))
+    config = CONFIG.model_copy(update={"max_length": 60})
+    made = train_adapter(store, "longer", EngineSpec(model=str(tiny_model)), config)
+    seen = store.read_side(made, "rows")
+    assert seen["id"].to_list() == ["r0", "r1", "r2"] and seen["times"].to_list() == [3, 3, 0]
+    assert seen["left_out"].to_list() == [None, None, "97 tokens, over 60"]
+    assert store.manifest(made).counts == {"rows": 2, "steps": 3, "left out": 1}
+    facts = store.run_facts(made)
+    assert facts["hand_off"]["processes"] == 0 and facts["processes"] == 1
+    assert 0 < facts["seconds_to_first_step"] < facts["seconds"] and 0 < facts["seconds_in_loop"] < facts["seconds"]
+    told = summary(facts, store.manifest(made).counts)
+    assert "3 steps on 2 rows" in told[0] and "outside the loop" in told[1] and "1 rows were left out" in told[2]
+
+
+@pytest.mark.real
+def test_two_processes_learn_what_one_learns(store, tiny_model, tmp_path):
+    pool = rows(*[(f"say {i}" + "." * i, "yes" if i % 2 else "no") for i in range(8)])
+    config = TrainConfig(optimizer_steps=6, batch_size=4, rank=2, alpha=4, learning_rate=1e-2)
+    spec, found = EngineSpec(model=str(tiny_model)), []
+    for processes in (1, 2):
+        place, told = Store(tmp_path / str(processes)), []
+        put(place, "pool", pool)
+        made = train_adapter(place, "pool", spec, config, lambda *at, told=told: told.append(at), processes=processes)
+        assert place.run_facts(made)["processes"] == processes and told == [(i, 6) for i in range(1, 7)]
+        found.append((place.read(made)["loss"].to_list(), place.read_side(made, "rows")["times"].to_list()))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
+    assert found[1][1] == found[0][1]
+    with pytest.raises(StoreError, match="4 rows at once cannot be shared by 3 processes"):
+        train_adapter(store, "pool", spec, config, processes=3)
+
+
+def test_the_size_of_the_model_decides_what_is_left_open(tiny_model):
+    assert sized(str(tiny_model), TrainConfig()).learning_rate == 2e-3
+    assert sized(str(tiny_model), TrainConfig(learning_rate=0.1)).learning_rate == 0.1
 
 
 def test_training_on_a_row_of_the_held_out_set_is_refused_by_name(store):

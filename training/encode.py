@@ -1,0 +1,202 @@
+"""Rows as tokens, and which of them are learnt: every word of the assistant with the token that ends it, no other.
+
+A template says so itself with {% generation %} marks. Where it has none, an answer is what the template writes after
+the generation prompt: the text up to message i with the prompt is a prefix of the text up to message i + 1. Where TRL
+knows a marked form of the template, both must agree on every row, white space aside; else the run refuses.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoTokenizer
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    has_generation_markers,
+    is_chat_template_stop_token_trained,
+)
+
+from training.settings import TrainError
+
+IGNORED = -100  # label of a token that is not learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row as the model reads it; `learnt` stands beside each token."""
+
+    id: str
+    tokens: list[int]
+    learnt: list[bool]
+    cut: int = 0  # messages left out at the beginning
+
+    @property
+    def labels(self) -> list[int]:
+        return [t if said else IGNORED for t, said in zip(self.tokens, self.learnt, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    encoded: list[Encoded]
+    left_out: dict[str, str]  # row id: why
+
+
+class Template:
+    """A tokenizer with its chat template, and how that marks what is learnt."""
+
+    def __init__(self, tokenizer: Any, name: str | Path = "the model") -> None:
+        if tokenizer.chat_template is None:
+            raise TrainError(f"{name} has no chat template; use a tuned model, or add a chat_template.jinja")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer, self.name = tokenizer, name
+        self.marked = has_generation_markers(tokenizer.chat_template)
+        if self.marked and not is_chat_template_stop_token_trained(tokenizer):
+            raise TrainError(f"the chat template of {name} leaves the end token outside {{% generation %}}: move it in")
+        self.known = None if self.marked else _marked_form(tokenizer)
+        if not self.marked and _learns_no_end(tokenizer):
+            raise TrainError(
+                f"the chat template of {name} writes no end token after an answer, so the model would not learn to "
+                "stop; use the tuned model's template, or add the end token to it"
+            )
+
+    def encode(self, row_id: str, messages: list[dict[str, Any]]) -> Encoded:
+        """Raises TrainError naming a row that the template refuses, or whose answers it does not tell."""
+        said = [_said(m, row_id) for m in messages]
+        try:
+            if self.marked:
+                return Encoded(row_id, *_by_marks(self.tokenizer, said, None))
+            found = by_prefix(self.tokenizer, said)
+            marked = _by_marks(self.tokenizer, said, self.known) if self.known else None
+        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are no JSON
+            raise TrainError(f"row {row_id} cannot be put into the chat template ({error}); drop the row") from error
+        if found is None and marked is None:
+            raise TrainError(
+                f"the chat template of {self.name} does not mark what the assistant says in row {row_id}, and writes "
+                "earlier turns otherwise once they are answered; put {% generation %} … {% endgeneration %} around it"
+            )
+        if found and marked and found[0] == marked[0]:
+            self._agree(row_id, *found, marked[1])
+        return Encoded(row_id, *(found or marked))
+
+    def _agree(self, row_id: str, tokens: list[int], ours: list[bool], theirs: list[bool]) -> None:
+        apart = [t for t, a, b in zip(tokens, ours, theirs, strict=True) if a != b]
+        if self.tokenizer.decode(apart).strip():
+            raise TrainError(
+                f"row {row_id}: what is learnt by prefix and by {{% generation %}} marks differs in "
+                f"{self.tokenizer.decode(apart)!r}; mark the template of {self.name} by hand"
+            )
+
+
+def load_tokenizer(base: str | Path) -> Any:
+    """The tokenizer of a model folder; refuses one whose tokens the model does not have."""
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= config.vocab_size:
+        raise TrainError(
+            f"the tokenizer of {base} has token {highest}, and the model only {config.vocab_size} of them: they do not "
+            "belong together; take the tokenizer that came with the model, or resize the model's embeddings"
+        )
+    return tokenizer
+
+
+def encode_rows(
+    template: Template, rows: pl.DataFrame, max_length: int, too_long: Literal["drop", "truncate", "refuse"]
+) -> Rows:
+    """Every row of `rows` (id, messages) encoded or left out with a reason; one without a learnable token is an error.
+
+    The order of the rows is kept. Raises TrainError where nothing is left.
+    """
+    if rows.is_empty():
+        raise TrainError("there is no row to train on; choose some first")
+    encoded, left_out = [], {}
+    for row_id, messages in rows.select("id", "messages").iter_rows():
+        found = template.encode(row_id, messages)
+        if not any(found.learnt):
+            raise TrainError(
+                f"row {row_id} has no learnable token (no answer in it): "
+                f"{template.tokenizer.decode(found.tokens)[:120]!r}; drop the row"
+            )
+        if (n := len(found.tokens)) > max_length and too_long == "refuse":
+            raise TrainError(
+                f"row {row_id} has {n} tokens, over the {max_length} of max_length and context; "
+                "raise max_length, or say what to do with --too-long drop or truncate"
+            )
+        if n > max_length:
+            found = _shortened(template, row_id, messages, max_length) if too_long == "truncate" else None
+        if found is None:
+            left_out[row_id] = f"{n} tokens, over {max_length}"
+        else:
+            encoded.append(found)
+    if not encoded:
+        raise TrainError(
+            f"all {len(left_out)} rows are longer than the {max_length} tokens of max_length and context, such as row "
+            f"{next(iter(left_out))} ({next(iter(left_out.values()))}); raise max_length"
+        )
+    return Rows(encoded, left_out)
+
+
+def by_prefix(tokenizer: Any, said: list[dict[str, Any]]) -> tuple[list[int], list[bool]] | None:
+    """Tokens and what is learnt, told by prefixes alone; None where the template is not written from left to right."""
+
+    def text(n: int, ask: bool) -> str:
+        return tokenizer.apply_chat_template(said[:n], tokenize=False, add_generation_prompt=ask)
+
+    whole, spans = text(len(said), False), []
+    for i, message in enumerate(said):
+        if message["role"] == "assistant":
+            before, upto = text(i, True), text(i + 1, False)
+            if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
+                return None
+            spans.append((len(before), len(upto.rstrip())))  # what stands after the end token is not for the model
+    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    learnt = [any(a <= start < b and end > start for a, b in spans) for start, end in found["offset_mapping"]]
+    return found["input_ids"], learnt
+
+
+def _by_marks(tokenizer: Any, said: list[dict[str, Any]], template: str | None) -> tuple[list[int], list[bool]]:
+    found = tokenizer.apply_chat_template(
+        said, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return found["input_ids"], [bool(m) for m in found["assistant_masks"]]
+
+
+def _learns_no_end(tokenizer: Any) -> bool:
+    """Whether what is learnt by prefix ends in a word; between turns, as some templates leave the last answer open."""
+    talk = [{"role": role, "content": "word"} for role in ("user", "assistant", "user")]
+    try:
+        found = by_prefix(tokenizer, talk)
+    except (TemplateError, ValueError):
+        return False
+    last = [t for t, said in zip(*found, strict=True) if said][-1:] if found else []
+    return bool(last) and last[0] not in tokenizer.get_added_vocab().values()
+
+
+def _marked_form(tokenizer: Any) -> str | None:
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:  # of no family that TRL knows
+        return None
+
+
+def _shortened(template: Template, row_id: str, messages: list[Any], max_length: int) -> Encoded | None:
+    """The conversation without its earliest turns: a leading system message stays, and a user begins."""
+    kept = 1 if messages[0]["role"] == "system" else 0
+    for start in range(kept + 1, len(messages)):
+        if messages[start]["role"] == "user":
+            found = template.encode(row_id, messages[:kept] + messages[start:])
+            if len(found.tokens) <= max_length and any(found.learnt):
+                return Encoded(row_id, found.tokens, found.learnt, cut=start - kept)
+    return None
+
+
+def _said(message: dict[str, str | None], row_id: str) -> dict[str, Any]:
+    try:
+        calls = {"tool_calls": json.loads(message["tool_calls"])} if message.get("tool_calls") else {}
+    except ValueError as error:
+        raise TrainError(f"row {row_id} has tool calls that are no JSON ({error}); drop the row") from error
+    return {"role": message["role"], "content": message["content"] or "", **calls}
