@@ -48,8 +48,12 @@ def asked(step: str, config: StepConfig, mean: Lengths) -> Asked:
 
     match step:
         case "evaluate":
-            scored = Asked(1, whole) if config.likelihood else Asked()
-            return Asked(1, mean.prompt, answers(config.max_tokens)) + scored
+            weighed = Asked(1, whole)
+            if config.metric == "choice":
+                return weighed * (len(config.choices) + config.likelihood)
+            return Asked(1, mean.prompt, answers(config.max_tokens)) + weighed * config.likelihood
+        case "judge-answers":
+            return Asked(1, whole + mean.response + mean.reflect)
         case "perplexity":
             return Asked(1, whole)
         case "clear-score":
