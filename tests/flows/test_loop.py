@@ -69,11 +69,11 @@ def test_the_report_has_every_arm_and_every_row(finished):
     assert said["sentence"]
 
 
-def test_a_dry_run_predicts_what_models_are_asked_within_half_as_much_again(example, finished):
+def test_a_dry_run_predicts_what_models_are_asked_within_half_as_much_again(example, tmp_path):
     changes = ["--set", "name=ungrown", "--set", "feedback=[{step: reweight-clusters}]"]  # an upper bound if rows grow
-    ran = thresher("run", example, *changes, "--json", store=finished[0])
+    ran = thresher("run", example, *changes, "--json", store=tmp_path)
     spent = json.loads(ran.stdout)["spent"]["total"]
-    told = thresher("run", example, *changes, "--dry-run", store=finished[0]).stdout
+    told = thresher("run", example, *changes, "--dry-run", store=tmp_path).stdout
     found = re.search(r"models +([\d,]+) requests, ([\d,]+) tokens read, ([\d,]+) written\n", told)
     predicted = [int(number.replace(",", "")) for number in found.groups()]
     for what, number in zip(("requests", "prompt_tokens", "generated_tokens"), predicted, strict=True):
