@@ -76,28 +76,34 @@ def _seeds_to_show(results: dict[str, Any], arm: dict[str, Any], comparisons: in
 
 def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """What to do, in a sentence or two, of the arms that had the largest budget."""
-    base, seeds = results["baseline"], len(results["seeds"])
+    base = results["baseline"]
     compared = [a for a in arms if "difference" in a and a["size"] in (max(results["sizes"]), None)]
-    with_ = f"with {seeds} seeds" if seeds > 1 else "with one seed; run three or more"
     if not compared:
         return f"There is nothing to compare with {base}: it failed, or no other arm stands."
     better = [a for a in compared if a["difference"]["holm"] < 0.05 and a["difference"]["mean"] > 0]
     if better:
         best, *others = sorted(better, key=lambda a: -a["accuracy"]["mean"])
+        with_ = _with(best["difference"]["seeds"])
         rows = f"{best['arm']}, {best['taken']:,.0f} rows" if best["size"] else "the full pool"
         also = f" Also better than {base}: {', '.join(a['arm'] for a in others)}." if others else ""
         also += (
             f" With {best['arm']} these were not compared; `--set baseline={best['arm']}` does it." if others else ""
         )
         return f"Take {rows}: {best['accuracy']['mean']:.1%} of the held-out rows right, {with_}.{also}"
-    needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full"]
-    more = ""
-    if seeds > 1 and needed:
-        few = None in needed or max(needed) > 20
-        points = f"{WORTHWHILE * 100:.0f} points"
-        more = f" {max(n or 0 for n in needed)} seeds would most likely show a difference of {points}."
-        more = f" For differences of {points} the held-out rows are too few." if few else more
-    return f"Keep {base}: nothing was shown to be better {with_}.{more}"
+    needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full" and a["difference"]["seeds"] > 1]
+    points, more = f"{WORTHWHILE * 100:.0f} points", ""
+    if None in needed:
+        some = " of some arms" if any(needed) else ""
+        more = f" For differences of {points}{some} the held-out rows are too few, however many seeds there are."
+    elif needed:
+        more = f" {max(needed):,} seeds would most likely show a difference of {points}."
+    return (
+        f"Keep {base}: nothing was shown to be better {_with(max(a['difference']['seeds'] for a in compared))}.{more}"
+    )
+
+
+def _with(seeds: int) -> str:
+    return f"with {seeds} seeds" if seeds > 1 else "with one seed; run three or more"
 
 
 def sentence(arm: dict[str, Any], results: dict[str, Any], comparisons: int) -> str:
@@ -130,9 +136,9 @@ def _what_would_show(arm: dict[str, Any], seeds: int) -> str:
     more, points = arm["seeds_to_show"], f"{WORTHWHILE * 100:.0f} points"
     if not more:
         return f"; no number of seeds would show {points} on so few held-out rows"
-    return (
-        f"; about {more} seeds would show {points}" if more > seeds else f"; {points} would most likely have been seen"
-    )
+    if more > seeds:
+        return f"; about {more:,} seeds would show {points}"
+    return f"; {points} would most likely have been seen"
 
 
 def _at(arm: dict[str, Any]) -> str:

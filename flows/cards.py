@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,8 +20,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import get_current_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
+from rich.markup import escape
 
 from flows.card import Names, card, names_by_dataset
+from flows.progress import say
 from flows.sampling import sample_table
 from storage.store import Store
 
@@ -69,17 +71,26 @@ def publish_soon(store: Store, dataset: str) -> None:
 
     The thread has no context of ours: Prefect would hand it the client of a task that has ended by then.
     """
-    _SENT.append(_SENDING.submit(_send, store, dataset, get_task_and_flow_run_ids()))
+    _SENT.append(_SENDING.submit(_send_or_say, store, dataset, get_task_and_flow_run_ids()))
 
 
 @contextmanager
 def publishing() -> Iterator[None]:
-    """At the end all cards that were begun inside are shown; raises what went wrong with one."""
+    """At the end all cards that were begun inside are shown, or it is said why not: no run is lost for a card."""
     try:
         yield
     finally:
-        while _SENT:
-            _SENT.pop(0).result()
+        wait(_SENT)
+        _SENT.clear()
+
+
+def _send_or_say(store: Store, dataset: str, run: Run) -> None:
+    try:
+        _send(store, dataset, run)
+    except Exception as why:
+        say(
+            f"[yellow]the card of {dataset} could not be shown, `thresher ui` will show it: {escape(str(why))}[/yellow]"
+        )
 
 
 def _send(store: Store, dataset: str, run: Run) -> str:

@@ -3,8 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -74,12 +74,10 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
         scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
         cells = _through(cells, "chosen", partial(_choose, root=root, guarded=guarded, scored=scored))
         release()
-        with side_by_side(workers) if workers > 1 else nullcontext() as executor:
-            cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), executor)
-            cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), executor)
+        cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), workers)
+        cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), workers)
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
-    results = gather(config, store, pool, heldout, untuned, cells, spoilt, began)
-    results["seconds"]["workers"] = workers
+    results = gather(config, store, pool, heldout, untuned, cells, spoilt, began, workers)
     publish_comparison(results, store)
     return results
 
@@ -116,22 +114,13 @@ def every_cell(config: CompareConfig) -> list[Cell]:
     return cells + [Cell("full", None, seed, full) for seed in config.seeds]
 
 
-def _through(
-    cells: list[Cell], what: str, stage: Callable[[Cell], Cell], executor: Executor | None = None
-) -> list[Cell]:
+def _through(cells: list[Cell], what: str, stage: Callable[[Cell], Cell], workers: int = 1) -> list[Cell]:
     """The cells after a stage, in their order; one that failed before stays as it was."""
-    started, out = time.monotonic(), list(cells)
-    going = [i for i, cell in enumerate(cells) if not cell.failed]
-    for done, (i, result) in enumerate(_as_they_come(cells, going, stage, executor), 1):
-        try:
-            out[i] = result()
-        except Exception as why:  # whatever it is, the other cells go on, and the row of this one says it
-            told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
-            failed = str(why) if told else f"{type(why).__name__}: {why}"
-            out[i] = replace(cells[i], failed=failed)
-            say(f"[red]{escape(cells[i].label)}could not be {what}: {escape(failed)}[/red]")
-            if not told or os.environ.get("THRESHER_DEBUG"):
-                console.print_exception()
+    started, out, attempt = time.monotonic(), list(cells), partial(_attempt, what=what, stage=stage)
+    going = {i: cell for i, cell in enumerate(cells) if not cell.failed}
+    here = ((i, attempt(cell)) for i, cell in going.items())
+    for done, (i, cell) in enumerate(_elsewhere(going, attempt, workers) if workers > 1 else here, 1):
+        out[i] = cell
         spent = time.monotonic() - started
         left = spent / done * (len(going) - done)
         if left > 30:
@@ -139,20 +128,36 @@ def _through(
     return out
 
 
-def _as_they_come(
-    cells: list[Cell], going: list[int], stage: Callable[[Cell], Cell], executor: Executor | None
-) -> Iterator[tuple[int, Callable[[], Cell]]]:
-    """Places of cells, each with a call that gives its result or raises; one by one here, or as processes end."""
-    if executor is None:
-        yield from ((i, partial(stage, cells[i])) for i in going)
-    else:
-        futures = {executor.submit(_elsewhere, stage, cells[i]): i for i in going}
-        yield from ((futures[future], future.result) for future in as_completed(futures))
-
-
-def _elsewhere(stage: Callable[[Cell], Cell], cell: Cell) -> Cell:
-    with cards.publishing():
+def _attempt(cell: Cell, what: str, stage: Callable[[Cell], Cell]) -> Cell:
+    """The cell after a stage; whatever goes wrong, the other cells go on, and the row of this one says it."""
+    try:
         return stage(cell)
+    except Exception as why:
+        told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
+        failed = str(why) if told else f"{type(why).__name__}: {why}"
+        say(f"[red]{escape(cell.label)}could not be {what}: {escape(failed)}[/red]")
+        if not told or os.environ.get("THRESHER_DEBUG"):
+            console.print_exception()
+        return replace(cell, failed=failed)
+
+
+def _elsewhere(going: dict[int, Cell], attempt: Callable[[Cell], Cell], workers: int) -> Iterator[tuple[int, Cell]]:
+    """The cells as processes end with them. If one takes its process down, each that is left gets one of its own."""
+    left = dict(going)
+    try:
+        with side_by_side(workers) as executor:
+            futures = {executor.submit(attempt, cell): i for i, cell in going.items()}
+            for future in as_completed(futures):
+                cell = future.result()
+                left.pop(futures[future])
+                yield futures[future], cell
+    except BrokenProcessPool:
+        for i, cell in left.items():
+            try:
+                with side_by_side(1) as executor:
+                    yield i, executor.submit(attempt, cell).result()
+            except BrokenProcessPool:
+                yield i, replace(cell, failed="its process was ended from outside, for want of memory perhaps")
 
 
 def gather(
@@ -164,11 +169,13 @@ def gather(
     cells: list[Cell],
     spoilt: set[int] | None,
     began: float,
+    workers: int,
 ) -> dict[str, Any]:
     """All that the page is made of, as plain values for JSON: the answers row by row, what each cell took and cost."""
     origin = store.read_side(pool, "origin").select("id", "line")
     wrong = origin.select("id", spoilt=pl.col("line").is_in(list(spoilt))) if spoilt is not None else None
-    made = report.lineage(store, [d for c in cells for d in (c.tested, c.choice, c.adapter, *c.earlier) if d])
+    ends = [d for c in cells for d in (c.tested, c.choice, c.adapter, *c.earlier) if d]
+    made = report.lineage(store, [untuned, *ends])
     facts = [store.run_facts(m.id) for m in made]
     return {
         "name": config.name,
@@ -195,6 +202,7 @@ def gather(
             "here": round(time.time() - began, 1),
             "computing": round(sum(f.get("seconds", 0.0) for f in facts if f.get("started", 0.0) >= began), 1),
             "everything": round(sum(f.get("seconds", 0.0) for f in facts), 1),
+            "workers": workers,
         },
     }
 
@@ -207,7 +215,9 @@ def _told(arm: Arm) -> dict[str, list[str]]:
         return f"{use.step} ({given})" if given else use.step
 
     told = {what: [said(use) for use in uses] for what, uses in arm.stages().items()}
-    return told | ({"rounds": [str(arm.rounds)]} if arm.rounds > 1 else {})
+    told["models"] = [f"{role} {model.model or ''} {model.adapter or ''}".strip() for role, model in arm.roles.items()]
+    flat = ", fewer where nothing is gained" if arm.stop_when_flat else ""
+    return told | ({"rounds": [f"{arm.rounds}{flat}"]} if arm.rounds > 1 else {})
 
 
 def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, Any]:

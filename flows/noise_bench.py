@@ -169,6 +169,9 @@ def auroc_interval(goodness: np.ndarray, wrong: np.ndarray, draws: int = DRAWS) 
         if pairs := right.sum() * bad.sum():
             found[i] = bad @ (above + right / 2) / pairs
     low, high = np.nanpercentile(found, [2.5, 97.5])
+    if low == high:  # nothing to draw from: as few rows leave room for others (Clopper and Pearson, 1934)
+        room = 1 - 0.025 ** (1 / min(wrong.sum(), (~wrong).sum()))
+        low, high = max(low - room, 0.0), min(high + room, 1.0)
     return float(low), float(high)
 
 

@@ -27,6 +27,8 @@ def sentence(said: dict[str, Any]) -> str:
     how = f"{said['threshold']}, at its own settings," if said["threshold"] else "Dropping as many as were spoilt"
     drops = "drops" if said["threshold"] else "takes"
     went = f"{how} {drops} {said['dropped']:,.0f} of {judged:,} rows: {_share(said['recall'])} of the spoilt ones"
+    if not said["dropped"]:
+        return f"{tells}{doubt}. {how} {drops} no row."
     hit = f"{_share(said['precision'])} of what goes is spoilt, {_lift(said['lift'])} times what a random drop has"
     return f"{tells}{doubt}. {went}. {hit}."
 

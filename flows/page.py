@@ -24,7 +24,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """The results of an earlier comparison, from which its page is made again."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        answer(said)
+        markdown(said, answer(said))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}; `thresher compare` writes one into the store's reports") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -77,12 +77,15 @@ def markdown(results: dict[str, Any], said: dict[str, Any]) -> str:
 
 def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
     """What the columns mean, right under them."""
-    spoilt = "Spoilt: share of the rows taken whose answer is known to be wrong; no arm was told. "
+    others = "other seeds and other held-out rows (95 %, Student's t over both)"
+    if len(results["seeds"]) == 1:
+        others = "other held-out rows (95 %, Student's t); one seed says nothing of other seeds"
+    spoilt = "Spoilt: share of the rows taken whose answer is known to be wrong; no arm was told."
     return [
-        "The interval says where the mean would lie for other seeds and other held-out rows (95 %, Student's t over",
-        "both); the difference is paired by seed and row. Chance ahead: that the true difference is over 0. p is",
-        f"corrected for {said['comparisons']} comparisons (Holm); under 0.05 counts as shown. "
-        f"{spoilt if results['spoilt'] is not None else ''}",
+        f"The interval is for the true mean over {others}; the difference is paired by seed and row.",
+        "Chance ahead: that the true difference is over 0, by this arm alone; p is corrected for all",
+        f"{said['comparisons']} comparisons (Holm), and under 0.05 counts as shown.",
+        *([spoilt] if results["spoilt"] is not None else []),
         "",
     ]
 
@@ -113,9 +116,10 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "## How it was measured",
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps,",
-        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows, which no step was shown;",
-        "rows of the pool that equal or nearly equal one were in no choice. `full` is all other rows of the pool, at",
-        "the same steps, so each is seen less often. Arms draw by the random numbers of the seed, the same for all.",
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. These decided nothing, but that",
+        "rows of the pool which equal or nearly equal one are in no choice. `full` is all other rows of the pool,",
+        "validation rows left out, at the same steps, so each is seen less often. Arms draw by the random numbers of",
+        "the seed, the same for all.",
         "",
         _time(results["seconds"]),
         "",

@@ -12,6 +12,7 @@ and with three seeds its "95 %" covers 82 % where seeds differ most (`bench/cove
 is that of a paired t-test over rows, and says nothing about other seeds.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import stats
 
 LEVEL = 0.95
 POWER = 0.8  # chance of showing an effect that is there, when asked how many seeds it takes
-MOST_SEEDS = 200
+MOST = 20  # seeds that are thought of, as a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,5 +114,8 @@ def power(found: Spread, effect: float, seeds: int, level: float = 1 - LEVEL) ->
 
 
 def seeds_to_show(found: Spread, effect: float, level: float = 1 - LEVEL) -> int | None:
-    """The fewest seeds that would show a difference with 80 % chance; None if no number of seeds would."""
-    return next((s for s in range(2, MOST_SEEDS + 1) if power(found, effect, s, level) >= POWER), None)
+    """The fewest seeds that would show a difference with 80 % chance; None if no number would, on the same rows."""
+    if power(found, effect, 2**MOST, level) < POWER:
+        return None
+    enough = next(2**n for n in range(1, MOST + 1) if power(found, effect, 2**n, level) >= POWER)
+    return bisect_left(range(enough), True, lo=enough // 2, key=lambda s: power(found, effect, s, level) >= POWER)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -209,3 +211,16 @@ def test_a_loss_that_was_measured_has_a_curve_of_its_own():
     arm = by_arm(answer(found))["clear"]
     assert arm["loss"]["mean"] == pytest.approx(2.5 - arm["accuracy"]["mean"])
     assert page.markdown(found, answer(found)).count("<img") == 3
+
+
+@pytest.mark.parametrize("results", sorted((Path(__file__).parents[2] / "docs/evidence").glob("*.json")), ids=str)
+def test_the_committed_pages_are_what_the_committed_results_say(results):
+    found = page.read_results(results)
+    assert page.markdown(found, answer(found)) == results.with_suffix(".md").read_text()
+
+
+def test_seeds_that_failed_are_not_counted_in_the_verdict():
+    found = results({"random": 0.0, "clear": 0.35})
+    for c in found["cells"]:
+        c["failed"] = "no memory" if c["arm"] == "clear" and c["seed"] else None
+    assert answer(found)["verdict"].endswith("with one seed; run three or more.")
