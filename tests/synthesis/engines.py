@@ -69,7 +69,7 @@ def vllm_server(folder: Path, dtype: str = "float32") -> Iterator[str]:
     process = subprocess.Popen([*command, *settings], env=env, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(280):
+        for _ in range(600):
             if process.poll() is not None:
                 break
             try:

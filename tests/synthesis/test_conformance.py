@@ -24,7 +24,7 @@ PROMPTS = [
     params=[
         "local",
         pytest.param("vllm", marks=needs_vllm),
-        pytest.param("openai", marks=[needs_vllm, pytest.mark.real]),
+        pytest.param("openai", marks=[needs_vllm, pytest.mark.real, pytest.mark.timeout(900)]),
     ]
 )
 def engine(request):
