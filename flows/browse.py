@@ -112,17 +112,23 @@ def ui(
 
 
 @browse.command()
-def doctor(as_json: AsJson = False, store: StoreOption = Path(".thresher")) -> None:
-    """Say what this machine has and what is missing, for a bug report or a first start."""
+def doctor(
+    server: Annotated[str | None, typer.Option(help="Also ask this OpenAI-compatible server: http://host/v1")] = None,
+    key: Annotated[str, typer.Option(help="Environment variable that holds the server's key.")] = "OPENAI_API_KEY",
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Say what this machine has, which engines work on it, and what is missing and why."""
     from flows.doctor import examine
 
-    checks = examine(store)
+    checks = examine(store, server, key)
     if as_json:
         typer.echo(json.dumps([{"what": c.what, "ok": c.ok, "found": c.found} for c in checks], indent=1))
     else:
+        signs = {True: "ok     ", None: "-      ", False: "MISSING"}
         for check in checks:
-            typer.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.what}: {check.found}")
-    if not all(c.ok for c in checks):
+            typer.echo(f"{signs[check.ok]} {check.what}: {check.found}")
+    if any(c.ok is False for c in checks):
         raise typer.Exit(FAILED)
 
 

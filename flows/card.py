@@ -13,6 +13,7 @@ import polars as pl
 
 from flows import svg
 from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
+from flows.spending import in_words
 from storage.schema import ROW
 from storage.store import Manifest, Store
 
@@ -94,8 +95,11 @@ def _facts(store: Store, made: Manifest, links: Mapping[str, str], names: Names)
         *[(f"input: {text(role)}", _dataset(d, names, links)) for role, d in made.inputs.items()],
         *[(f"setting: {text(key)}", _code(_json(value))) for key, value in made.config.items()],
     ]
-    if (seconds := store.run_facts(made.id).get("seconds")) is not None:
+    facts = store.run_facts(made.id)
+    if (seconds := facts.get("seconds")) is not None:
         lines.append(("took", f"{text(seconds)} s"))
+    if asked := in_words(facts):
+        lines.append(("asked of models", text(asked)))
     return _table(["", ""], lines)
 
 

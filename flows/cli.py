@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from curation.noise import KINDS, Noise
 from curation.step import ROLES, Step, StepConfig, StepError, find_step
-from flows import steps  # noqa: F401  registers every step
+from flows import spending, steps  # noqa: F401  registers every step
 from flows.adapter_commands import adapters
 from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
@@ -84,7 +84,9 @@ def run(
         say(f"report: {found.path} and {found.url}; datasets: `thresher ui`")
     if report:
         report.write_text(found.markdown, encoding="utf-8")
-    typer.echo(json.dumps(found.as_json, indent=1) if as_json else found.text)
+    spent = spending.of_run(place, wanted.name)
+    typer.echo(json.dumps(found.as_json | {"spent": spent}, indent=1) if as_json else found.text)
+    say(f"models: {spending.in_words(spent['total']) or 'nothing was asked of them'}")
     rejected = {n: place.manifest(place.resolve(n)).counts["rejected"] for n in (wanted.name, f"{wanted.name}-heldout")}
     for name in (n for n, count in rejected.items() if count):
         say(f"{rejected[name]} rows of {name} were rejected on import: `thresher show {name} --rejects`")
@@ -139,7 +141,9 @@ def compare(
         raise typer.Exit(REJECTED)
 
 
-def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **typed: Any) -> None:
+def run_single_step(
+    step: Step, dataset: str, store: Path, name: str | None, as_json: bool = False, **typed: Any
+) -> None:
     """What every `thresher step` command does: resolve names, run, name what was made."""
     place = open_store(store)
     rows = place.resolve(dataset)
@@ -148,7 +152,9 @@ def run_single_step(step: Step, dataset: str, store: Path, name: str | None, **t
     made = _run(place, step, config, rows, tables, typed)
     name = name or f"{dataset}.{step.name}"
     place.name(name, made)
-    say(f"{name}: {place.manifest(made).summary} ({made})")
+    say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
+    if as_json:
+        typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))
 
 
 def _run(

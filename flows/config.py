@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curation.step import StepConfig, find_step
+from flows.engine_settings import EngineSettings, Local
 from training.settings import PreferConfig, TrainConfig
 
 
@@ -76,8 +77,11 @@ class RoleModel(Strict):
     adapter: str | None = None
     """Folder of a PEFT adapter; `last-student` is the adapter of the round before, from the second round on."""
 
+    engine: EngineSettings | None = None
+    """Where this role's model runs; the loop's engine if not given."""
 
-Roles = dict[Literal["judge", "candidate", "teacher", "embedder"], RoleModel]
+
+Roles = dict[Literal["judge", "candidate", "teacher", "embedder", "nli", "reward"], RoleModel]
 
 
 class Given(Strict):
@@ -97,6 +101,9 @@ class Given(Strict):
 
     model: str = "nano"
     """Base model that is tuned: `nano`, a folder or a hub name."""
+
+    engine: EngineSettings = Local()
+    """Where models run: local, vllm, or a server: `vllm`, or `{kind: vllm, tensor_parallel: 2}`."""
 
     roles: Roles = Field(default_factory=dict)
     """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""

@@ -1,6 +1,8 @@
 """Which model plays a role, where its files are, and one loaded copy of it for all who ask."""
 
+import atexit
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,18 +13,27 @@ from typing import Any, Literal
 
 import httpx
 from huggingface_hub import snapshot_download
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from flows.engine_settings import Local, OpenAI, Vllm
 from flows.responses import Progress, Remembered
 from flows.run import Lease
 from storage.store import Store
-from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
+from synthesis.fingerprint import EngineError, fingerprint, folder_digest, packaged_folder
 
 __all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
-_VERSIONS = {"local": 3, "sentence-transformers": 1}  # raised when an engine's code comes to answer differently
+_VERSIONS = {
+    "local": 3,
+    "vllm": 1,
+    "openai": 1,
+    "sentence-transformers": 1,
+    "classifier": 1,
+}  # raised when an engine's code comes to answer differently
 PACKAGED = "all-MiniLM-L6-v2"
+_OF_LANGUAGE = ("local", "vllm", "openai")
+_BATCH = {"local": 256}  # prompts that are asked together; the others take all, and tell each answer as it comes
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -31,14 +42,27 @@ class EngineSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["local", "sentence-transformers"] = "local"
-    """`local` for language models, `sentence-transformers` for embeddings."""
+    kind: Literal["local", "vllm", "openai", "sentence-transformers", "classifier"] = "local"
+    """`local`, `vllm` and `openai` for language models, `sentence-transformers` for embeddings, `classifier` for models
+    that judge pairs of texts."""
 
     model: str = "nano"
-    """`nano`, a folder, or a name on the Hugging Face hub."""
+    """`nano`, a folder, or a name on the Hugging Face hub; for `openai`, what the server calls it."""
 
     adapter: str | None = None
     """Folder of a PEFT adapter, or the name of one that lies beside the model's weights."""
+
+    settings: Local | Vllm | OpenAI | None = None
+    """Of the engine, where it has any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """The settings and the kind say the same; either of them is enough."""
+        if (settings := said.get("settings")) is not None:
+            return said | {"kind": settings.kind}
+        defaults = {"vllm": Vllm, "openai": OpenAI}
+        return said | {"settings": defaults[said["kind"]]()} if said.get("kind") in defaults else said
 
 
 def model_folder(name: str) -> Path:
@@ -60,20 +84,28 @@ def model_folder(name: str) -> Path:
 def identity(spec: EngineSpec) -> str:
     """What decides the model's answers, as one line; reads files, loads nothing."""
     kind = f"{spec.kind}-{_VERSIONS[spec.kind]}"
+    if isinstance(spec.settings, OpenAI):
+        where = spec.settings.revision or hashlib.sha256(spec.settings.url.encode()).hexdigest()[:12]
+        adapter = _adapter_folder(spec)
+        return ":".join([kind, spec.model, where, *([folder_digest(adapter)] if adapter else [])])
     return fingerprint(kind, model_folder(spec.model), _dtype(spec), _adapter_folder(spec))
 
 
 def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None) -> Lease:
     """The engines of a step by role. They stay loaded for the next step; `release` frees them."""
     identities = {role: identity(spec) for role, spec in specs.items()}
-    spent: dict[str, int] = {}
+    spent: dict[str, float] = {}
 
     @contextmanager
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
+            # of vLLM's, which take what memory there is, only those of this step stay
+            _keep_only({_base_key(spec) for spec in specs.values()}, ("vllm",))
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
         yield {
-            role: Remembered(engine, store, progress=progress, spent=spent) if specs[role].kind == "local" else engine
+            role: Remembered(engine, store, _BATCH.get(specs[role].kind), progress, spent)
+            if specs[role].kind in _OF_LANGUAGE
+            else engine
             for role, engine in engines.items()
         }
 
@@ -92,16 +124,36 @@ _LOCK = threading.RLock()
 
 
 def _engine(spec: EngineSpec, name: str) -> Any:
-    key, folder = _base_key(spec), model_folder(spec.model)
     with _told(f"model {spec.model!r}"):
-        if spec.kind == "sentence-transformers":
-            from synthesis.embedder import SentenceEmbedder
+        base = _loaded(_base_key(spec), lambda: _base(spec, name))
+        return base.with_adapter(_adapter_folder(spec), name) if spec.kind in _OF_LANGUAGE else base
 
-            return _loaded(key, lambda: SentenceEmbedder(folder, identity=name, device=_device()))
-        from synthesis.local_engine import LocalEngine
 
-        base: LocalEngine = _loaded(key, lambda: LocalEngine(folder, identity=name, device=_device()))
-        return base.with_adapter(_adapter_folder(spec), name)
+def _base(spec: EngineSpec, name: str) -> Any:
+    """The engine without an adapter, its weights not loaded twice. Each kind imports what it needs, and no more."""
+    match spec.settings:
+        case Vllm() as said:
+            from synthesis.vllm_engine import VllmEngine
+
+            return VllmEngine(model_folder(spec.model), identity=name, **said.model_dump(exclude={"kind"}))
+        case OpenAI() as said:
+            from synthesis.openai_engine import OpenAIEngine
+
+            settings = said.model_dump(exclude={"kind", "revision", "tokenizer"})
+            tokenizer = model_folder(said.tokenizer) if said.tokenizer else None
+            return OpenAIEngine(spec.model, identity=name, tokenizer=tokenizer, **settings)
+    folder = model_folder(spec.model)
+    if spec.kind == "sentence-transformers":
+        from synthesis.embedder import SentenceEmbedder
+
+        return SentenceEmbedder(folder, identity=name, device=_device())
+    if spec.kind == "classifier":
+        from synthesis.classifier import TextClassifier
+
+        return TextClassifier(folder, identity=name, device=_device())
+    from synthesis.local_engine import LocalEngine
+
+    return LocalEngine(folder, identity=name, device=_device())
 
 
 def _loaded(key: tuple[str, str], load: Callable[[], Any]) -> Any:
@@ -110,28 +162,34 @@ def _loaded(key: tuple[str, str], load: Callable[[], Any]) -> Any:
     return _LOADED[key]
 
 
-def _keep_only(keys: set[tuple[str, str]]) -> None:
-    for key in [k for k in _LOADED if k not in keys]:
+def _keep_only(keys: set[tuple[str, str]], kinds: tuple[str, ...] | None = None) -> None:
+    for key in [k for k in _LOADED if k not in keys and (kinds is None or k[0] in kinds)]:
         engine = _LOADED.pop(key)
-        if key[0] == "local":
+        if key[0] in _OF_LANGUAGE:
             engine.close()
 
 
 def _base_key(spec: EngineSpec) -> tuple[str, str]:
     """By content: weights that were replaced in their place are another model."""
-    return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec))
+    said = spec.settings.model_dump_json() if isinstance(spec.settings, Vllm | OpenAI) else ""
+    if spec.kind == "openai":
+        return spec.kind, spec.model + said
+    return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec)) + said
 
 
 def _adapter_folder(spec: EngineSpec) -> Path | None:
     if spec.adapter is None:
         return None
-    for folder in (Path(spec.adapter).expanduser(), model_folder(spec.model) / spec.adapter):
+    beside = [] if spec.kind == "openai" else [model_folder(spec.model) / spec.adapter]
+    for folder in (Path(spec.adapter).expanduser(), *beside):
         if (folder / "adapter_config.json").exists():
             return folder
     raise EngineError(f"there is no adapter in {spec.adapter}; give a folder that holds adapter_config.json")
 
 
 def _dtype(spec: EngineSpec) -> str:
+    if isinstance(spec.settings, Vllm):
+        return "+".join(filter(None, [spec.settings.dtype, spec.settings.quantization]))
     return "bfloat16" if spec.kind == "local" and _device() == "cuda" else "float32"
 
 
@@ -161,3 +219,6 @@ def _told(what: str) -> Iterator[None]:
         raise EngineError(
             f"{what} could not be loaded ({why}); check the name and the network, or give a folder"
         ) from error
+
+
+atexit.register(release)  # a process of vLLM's must not outlive ours, nor an adapter on a server

@@ -10,8 +10,9 @@ import numpy as np
 from curation.step import find_step
 from flows.config import LoopConfig, Use
 from flows.engines import model_folder
+from flows.forecast import Asked, Lengths, asked, lengths_of_words
 from storage.reading import read_batches, tell_format
-from storage.schema import instruction, response
+from storage.schema import prompt, response
 from storage.store import StoreError
 
 # How often a step sends the tokens of each row through a model; a step that is not named here asks none.
@@ -23,8 +24,9 @@ LONGEST = 1 << 15
 
 def estimate(config: LoopConfig, folder: Path) -> str:
     """A few lines for a person; minutes are rough, grown rows are counted as if all were written."""
-    rows, tokens = _count(folder / config.pool, config.model)
-    held, held_tokens = _count(folder / config.heldout, config.model)
+    rows, mean_of = _count(folder / config.pool, config.model)
+    held, held_mean = _count(folder / config.heldout, config.model)
+    tokens, held_tokens = (n * (m.prompt + m.response) for n, m in ((rows, mean_of), (held, held_mean)))
     budget = config.budget
     makes = [use for use in config.feedback if find_step(use.step).kind == "make"]
     grown = sum(int(use.config().model_dump().get("rows", 0)) for use in makes)
@@ -33,8 +35,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     chosen = round(budget.tokens / max(mean, 1)) if budget.tokens else budget.rows
     batch = int(config.train.get("batch_size", 16))
     seeds = len(config.seeds)
-    turns = [(use.step, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
-    scored = most * mean * sum(PASSES.get(step, 0.0) * times for step, times in turns)
+    turns = [(use, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
+    scored = most * mean * sum(PASSES.get(use.step, 0.0) * times for use, times in turns)
     trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
@@ -42,12 +44,23 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
+    of_models = sum((asked(use.step, use.config(), mean_of) * (most * times) for use, times in turns), Asked())
+    answer = Use(step="evaluate", **{"with": {"likelihood": False} | config.evaluate}).config()
+    score = Use(step="evaluate", **{"with": config.evaluate | {"likelihood": True}}).config()
+    of_models += asked("evaluate", answer, held_mean) * (held * (trainings + seeds))
+    fed = seeds * (budget.rounds - 1) * (chosen + rows * config.validation)
+    of_models += asked("evaluate", score, mean_of) * fed
+    for use in makes:
+        each = asked(use.step, use.config(), mean_of)
+        of_models += each * (int(use.config().model_dump().get("rows", 0)) * (budget.rounds - 1) * seeds)
     disk = (most * mean * 8 + most * 1600) * (1 + 0.3 * budget.rounds) * seeds / 2**20
     return "\n".join(
         [
             f"{config.name}: nothing is done, this is what `thresher run` would take at most",
             f"  rows     {rows:,} in the pool, {held:,} held out, up to {grown:,} grown a round",
             f"  choices  {budget.rounds} rounds of {chosen:,} rows, {seeds} seeds, {trainings} training runs",
+            f"  models   {of_models.requests:,.0f} requests, {of_models.read:,.0f} tokens read, "
+            f"{of_models.written:,.0f} written{', at most' if makes else ''}",
             f"  tokens   {scored:,.0f} scored, {trained:,.0f} trained on, {tested:,.0f} evaluated",
             f"  minutes  about {max(minutes, 0.1):,.1f} on this machine for the model's work",
             f"  disk     about {disk + trainings * 3:,.0f} MB",
@@ -61,20 +74,20 @@ def _by_student(config: LoopConfig, use: Use) -> bool:
     return bool(students & set(find_step(use.step).roles))
 
 
-def _count(path: Path, model: str) -> tuple[int, float]:
-    """Rows of a file, and its tokens by a sample."""
-    from transformers import AutoTokenizer
+def _count(path: Path, model: str) -> tuple[int, Lengths]:
+    """Rows of a file, and the mean length of its prompts and responses by a sample."""
+    from synthesis.chat import load_chat
 
     if not path.exists():
         raise StoreError(f"there is no file {path}; name one with `pool:` and `heldout:` in the config")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(model))
-    rows, texts = 0, []
+    chat = load_chat(model_folder(model))
+    rows, sample = 0, []
     for batch in read_batches(path, "estimate", tell_format(path) or "alpaca", LONGEST, Counter(), [0]):
         rows += len(batch.rows)
-        if len(texts) < 2000:
-            texts += [f"{instruction(row[1])}\n{response(row[1])}" for row in batch.rows]
-    lengths = [len(t) + 4 for t in tokenizer(texts)["input_ids"]] if texts else [0]
-    return rows, float(np.mean(lengths)) * rows
+        sample += [row[1] for row in batch.rows[: max(0, 2000 - len(sample))]]
+    prompts = [len(ids) for ids in chat.encode([prompt(messages) for messages in sample]) if isinstance(ids, list)]
+    responses = [n + 1 for n in chat.count([response(messages) for messages in sample])]
+    return rows, lengths_of_words(chat.count, float(np.mean(prompts or [0])), float(np.mean(responses or [0])))
 
 
 def _parameters(model: str) -> float:

@@ -17,7 +17,7 @@ from flows.models import typed_models
 from flows.progress import bar
 from flows.run import run_step
 from flows.statistics import estimate
-from flows.step_commands import add_options, options
+from flows.step_commands import add_options, engine_options, options
 from storage.schema import response
 from storage.store import Store, StoreError
 
@@ -51,10 +51,10 @@ def evaluate(
 
     With an adapter the loss before and after is measured in the same pass; base and adapter share one loaded model.
     """
-    place = open_store(store)
+    place, engine = open_store(store), {k: typed.pop(k) for k in ("engine", "engine_set")}
     rows = place.resolve(dataset)
     config = settings("evaluate", _with_choices(place, rows, typed))
-    made = measured(place, rows, config, model, adapter, judge, judge_adapter)
+    made = measured(place, rows, config, model, adapter, judge, judge_adapter, engine)
     live = place.read(made).filter(pl.col("drop_reason").is_null())
     if live.is_empty():
         raise StoreError(f"{dataset} has no live row to evaluate on")
@@ -72,9 +72,10 @@ def measured(
     adapter: str | None,
     judge: str | None,
     judge_adapter: str | None,
+    engine: dict[str, Any] | None = None,
 ) -> str:
     """Run the steps that measure; returns the id of the rows with all their columns."""
-    typed = {
+    typed = (engine or {}) | {
         "base": model,
         "student": model,
         "student_adapter": adapter,
@@ -157,4 +158,4 @@ def _with_choices(place: Store, rows: str, typed: dict[str, Any]) -> dict[str, A
     return typed | {"choices": found}
 
 
-evaluation.command()(add_options(evaluate, options(Evaluate)))
+evaluation.command()(add_options(evaluate, [*options(Evaluate), *engine_options()]))

@@ -137,7 +137,7 @@ class Turn:
         """The student's answers; `before` holds what the base found of the rows, if anything, for the gain."""
         said = self.config.evaluate
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
-        student = tuned(self.store, self.config.model, adapter)
+        student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
         return run_one_step(
             self._label(what), self.root, use.step, use.config(), rows, tables, {"student": student}, self._name(what)

@@ -1,36 +1,50 @@
 """An engine whose responses are kept: asked once, they are read from the store ever after.
 
-A stored response is canonical. A run that was killed inside a model step goes on at its first missing batch, and no
-sampled answer is made twice.
+A stored response is canonical. Each is found by the model, its adapter, the messages and how they are sampled (the
+identity holds the tokenizer and the chat template, so these say what the rendered prompt is), and each sample of a
+prompt is one of its own. So another step, a changed parser or a pool that grew ask only for what is new, and a larger
+`max_tokens` only for what was cut. A failure is not kept: it is asked again. A run that was killed inside a step goes
+on where it was.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import polars as pl
-
 from curation.step import Completion, Engine, Failed
+from storage.responses import Answer, Responses
 from storage.schema import Messages
 from storage.store import Store, key_of
 
 Progress = Callable[[int, int], None]  # requests done, requests in all
+_KEEP_EVERY = 256, 2.0  # answers, seconds
+_SCORED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """Satisfies `curation.step.Engine`. Sampling in batch k of a call has a seed of its own, made from the call's."""
+    """Satisfies `curation.step.Engine`.
+
+    With a `batch`, the engine is asked for so many prompts at a time and each batch has a seed made from the call's.
+    Without, it is asked for all at once, each prompt with a seed of its own, and tells each answer as it comes.
+    """
 
     engine: Engine
     store: Store
-    batch: int = 256
+    batch: int | None = 256
     progress: Progress = lambda done, total: None
-    spent: dict[str, int] = field(default_factory=dict)  # requests and generated tokens, those read from the store too
+    spent: dict[str, float] = field(default_factory=dict)  # see `_count`
 
     @property
     def identity(self) -> str:
         return self.engine.identity
+
+    @property
+    def used(self) -> Counter[str]:
+        return self.engine.used
 
     def generate(
         self,
@@ -41,48 +55,146 @@ class Remembered:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        schema: dict[str, Any] | None = None,
     ) -> list[list[Completion]]:
-        how = {"max_tokens": max_tokens, "n": n, "temperature": temperature}
+        how: dict[str, Any] = {"temperature": temperature} | ({"top_p": top_p} if temperature else {})
+        how |= {k: list(v) for k, v in (("stop", stop), ("choices", choices)) if v}
+        how |= {"schema": schema} if schema is not None else {}
+        keys = self._keys("generate", prompts, how | ({"seed": seed} if temperature else {}))
+        names = [[f"{key}-{sample}" for sample in range(n)] for key in keys]
+        before, found = Counter(self.used), self._kept.find([name for row in names for name in row], max_tokens)
+        stored = sum(all(name in found for name in row) for row in names)
+        heard = _Heard(self._kept, max_tokens)
 
-        def ask(some: list[Messages], start: int) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
-            drawn = {"top_p": top_p, "seed": _seed(seed, start)} if temperature else {}
-            return how | drawn, lambda: self.engine.generate(some, **how, **drawn)
+        def ask(some: list[int], named: list[list[str]], n: int, seeds: int | list[int]) -> None:
+            settings = how | {"max_tokens": max_tokens, "n": n} | ({"seed": seeds} if temperature else {})
+            asked = [prompts[i] for i in some]
+            if self.batch:
+                for row, answers in zip(named, self.engine.generate(asked, **settings), strict=True):
+                    heard.take(row, answers)
+                heard.keep()  # at once: a batch that is there in part would be drawn by other seeds
+                return
 
-        found = self._in_batches("generate", prompts, ask)
-        self._spend("generated_tokens", sum(len(c["logprobs"]) for answers in found for c in answers))
-        return [[Completion(c["text"], tuple(c["logprobs"]), c["error"]) for c in answers] for answers in found]
+            def told(k: int, answers: list[Completion]) -> None:
+                heard.take(named[k], answers)
+                heard.keep_now_and_then()
+                self.progress(min(stored + heard.prompts, len(prompts)), len(prompts))
+
+            try:
+                self.engine.generate(asked, **settings, done=told)
+            finally:
+                heard.keep()
+
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        size = self.batch or max(1, len(prompts))
+        for start in range(0, len(prompts), size):
+            some = [i for i in range(start, min(start + size, len(prompts))) if first[keys[i]] == i]
+            whole = [i for i in some if found.keys().isdisjoint(names[i])]
+            begun = [i for i in some if not found.keys().isdisjoint(names[i])]
+            if self.batch and len(whole) == len(some):
+                ask(whole, [names[i] for i in whole], n, _seed(seed, start))
+            elif whole:
+                ask(whole, [names[i] for i in whole], n, [_own_seed(keys[i]) for i in whole])
+            parts = [(i, s) for i in begun for s in range(n) if names[i][s] not in found]
+            if parts:  # samples beside others that are there: the seed of sample s is s over that of the first
+                seeds = [_own_seed(keys[i]) + s for i, s in parts]
+                ask([i for i, _ in parts], [[names[i][s]] for i, s in parts], 1, seeds)
+            self.progress(min(start + size, len(prompts)), len(prompts))
+
+        missing = [name for row in names for name in row if name not in found]
+        found |= self._kept.find(missing, max_tokens)  # what is stored is believed, ours or another process's
+        answers = [[_completion(found[x]) if x in found else heard.failed[x] for x in row] for row in names]
+        self._count(len(prompts), stored, before, sum(c.tokens for row in answers for c in row))
+        return answers
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
-        found = self._in_batches("logprobs", conversations, lambda some, _: ({}, lambda: self.engine.logprobs(some)))
-        return [_numbers(f) for f in found]
+        return self._numbers("logprobs", conversations, {}, lambda some: self.engine.logprobs(some))
 
     def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
-        found = self._in_batches(
-            "choose", prompts, lambda some, _: ({"answers": answers}, lambda: self.engine.choose(some, answers))
-        )
-        return [_numbers(f) for f in found]
+        how = {"answers": answers}
+        return self._numbers("choose", prompts, how, lambda some: self.engine.choose(some, answers))
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return self.engine.count_tokens(texts)
 
-    def _in_batches(self, method: str, asked: list[Messages], ask: Callable[..., tuple]) -> list[Any]:
-        """The responses as JSON gives them back, those just made too, so that a resumed run sees the same."""
-        out: list[Any] = []
-        for start in range(0, len(asked), self.batch):
-            some = asked[start : start + self.batch]
-            how, make = ask(some, start)
-            key = key_of("responses", self.identity, method, how, some)
-            part = self.store.part(key)
-            if part is None:
-                responses = [json.dumps(_plain(r)) for r in make()]
-                part = self.store.put_part(key, pl.DataFrame({"response": responses}, schema={"response": pl.String}))
-            out += [json.loads(r) for r in self.store.read_shard((part,))["response"]]
-            self.progress(len(out), len(asked))
-        self._spend("requests", len(asked))
-        return out
+    # ---- inside
 
-    def _spend(self, what: str, amount: int) -> None:
-        self.spent[what] = self.spent.get(what, 0) + amount
+    @property
+    def _kept(self) -> Responses:
+        return Responses(self.store.root / "responses.sqlite")
+
+    def _keys(self, method: str, asked: list[Messages], how: dict[str, Any]) -> list[str]:
+        """One for each question. Equal ones of a call are told apart where answers are drawn, to be independent; and
+        in batches, where an answer's last digit depends on its neighbours."""
+        apart, copies = how.get("temperature", 0) > 0 or self.batch is not None, Counter()
+        question = key_of("responses", self.identity, method, how)
+        keys = []
+        for messages in asked:
+            key = key_of(question, messages)
+            keys.append(f"{key}.{copies[key]}" if copies[key] else key)
+            copies[key] += apart
+        return keys
+
+    def _numbers(
+        self, method: str, asked: list[Messages], how: dict[str, Any], ask: Callable[[list[Messages]], list[Any]]
+    ) -> list[list[float] | Failed]:
+        keys = self._keys(method, asked, how)
+        before, found = Counter(self.used), self._kept.find(keys)
+        failed: dict[str, Failed] = {}
+        stored, size = sum(k in found for k in keys), self.batch or _SCORED_AT_ONCE
+        for start in range(0, len(asked), size):
+            new = {keys[i]: asked[i] for i in range(start, min(start + size, len(asked))) if keys[i] not in found}
+            if new:
+                answers = dict(zip(new, ask(list(new.values())), strict=True))
+                failed |= {k: a for k, a in answers.items() if isinstance(a, Failed)}
+                self._kept.put(Answer(k, json.dumps(a)) for k, a in answers.items() if k not in failed)
+                found |= self._kept.find(list(new))
+            self.progress(min(start + size, len(asked)), len(asked))
+        self._count(len(asked), stored, before, 0)
+        return [json.loads(found[k]) if k in found else failed[k] for k in keys]
+
+    def _count(self, requests: int, stored: int, before: Counter[str], generated: int) -> None:
+        """`requests` and `generated_tokens` are what was needed, `from_store` the requests that cost nothing; the rest
+        is what the engine was really asked."""
+        now = self.used
+        facts = {"requests": requests, "from_store": stored, "generated_tokens": generated}
+        facts |= {k: now[k] - before[k] for k in ("prompt_tokens", "cached_tokens", "failures", "cost")}
+        facts["engine_seconds"] = round(now["seconds"] - before["seconds"], 3)
+        for what, amount in facts.items():
+            if amount:
+                self.spent[what] = self.spent.get(what, 0) + amount
+
+
+@dataclass
+class _Heard:
+    """The answers of one call as they come in: the failures, and the others on their way to the store."""
+
+    store: Responses
+    max_tokens: int
+    failed: dict[str, Completion] = field(default_factory=dict)
+    prompts: int = 0
+    pending: list[Answer] = field(default_factory=list)
+    kept: float = field(default_factory=time.monotonic)
+
+    def take(self, named: list[str], answers: list[Completion]) -> None:
+        self.prompts += 1
+        for name, one in zip(named, answers, strict=True):
+            if one.error is not None:
+                self.failed[name] = one
+                continue
+            said = json.dumps([one.text, one.logprobs, one.tokens, one.truncated])
+            self.pending.append(Answer(name, said, self.max_tokens, one.tokens, one.truncated))
+
+    def keep_now_and_then(self) -> None:
+        if len(self.pending) >= _KEEP_EVERY[0] or time.monotonic() - self.kept > _KEEP_EVERY[1]:
+            self.keep()
+
+    def keep(self) -> None:
+        if self.pending:
+            self.store.put(self.pending)
+        self.pending, self.kept = [], time.monotonic()
 
 
 def _seed(seed: int, start: int) -> int:
@@ -90,11 +202,10 @@ def _seed(seed: int, start: int) -> int:
     return int(key_of(seed, start), 16) % 2**31 if start else seed
 
 
-def _plain(response: Any) -> Any:
-    if isinstance(response, Failed):
-        return asdict(response)
-    return [asdict(r) if isinstance(r, Completion) else r for r in response]
+def _own_seed(key: str) -> int:
+    return int(key_of("seed", key), 16) % 2**30
 
 
-def _numbers(found: Any) -> list[float] | Failed:
-    return Failed(found["error"]) if isinstance(found, dict) else found
+def _completion(stored: str) -> Completion:
+    text, logprobs, tokens, truncated = json.loads(stored)
+    return Completion(text, tuple(logprobs), None, tokens, truncated)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from curation.step import Step, StepConfig
+from flows.spending import of_shards
 from storage.schema import CHOICE, ROW
 from storage.store import Manifest, Part, Shard, Store, StoreError, key_of
 
@@ -22,7 +23,7 @@ class Lease:
 
     identities: Mapping[str, str] = field(default_factory=dict)
     open: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
-    spent: Mapping[str, int] = field(default_factory=dict)  # what was asked of the engines so far
+    spent: Mapping[str, float] = field(default_factory=dict)  # what was asked of the engines so far
 
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -73,7 +74,8 @@ def run_step(
         return made.id
     started = time.time()
     shards = _run_shards(store, step, config, made, lease, progress)
-    store.note_run(made.id, started=started, seconds=round(time.time() - started, 3))
+    asked = of_shards(store, shards)
+    store.note_run(made.id, started=started, seconds=round(time.time() - started, 3), **asked)
     return store.seal(with_counts(store, made, shards))
 
 

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from curation.step import STEPS, Step
-from flows.command import StoreOption
+from flows.command import AsJson, StoreOption
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:
@@ -22,17 +22,29 @@ def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[ins
 
 def role_options(roles: Iterable[str]) -> list[inspect.Parameter]:
     """Options for the model of each role and, of a language model, its adapter."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
+    keyword, roles = inspect.Parameter.KEYWORD_ONLY, list(roles)
     parameters = []
     for role in roles:
         about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
         parameters.append(inspect.Parameter(role, keyword, annotation=Annotated[str | None, about], default=None))
-        if role != "embedder":
+        if role not in ("embedder", "nli", "reward"):
             about = typer.Option(f"--{role}-adapter", help=f"Adapter of the {role}: a dataset or a folder.")
             parameters.append(
                 inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
             )
-    return parameters
+    speaking = any(role not in ("embedder", "nli", "reward") for role in roles)
+    return parameters + (engine_options() if speaking else [])
+
+
+def engine_options() -> list[inspect.Parameter]:
+    """Options for where the language models run."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    kind = typer.Option("--engine", help="Where language models run: local, vllm or openai (any such server).")
+    change = typer.Option("--engine-set", help="Setting of the engine, key=value: url=http://host:8000/v1")
+    return [
+        inspect.Parameter("engine", keyword, annotation=Annotated[str, kind], default="local"),
+        inspect.Parameter("engine_set", keyword, annotation=Annotated[list[str], change], default=[]),
+    ]
 
 
 def add_options(command: Callable[..., None], more: Iterable[inspect.Parameter]) -> Callable[..., None]:
@@ -68,6 +80,7 @@ def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
     parameters += role_options(step.roles)
     about = typer.Option("--name", help="Name for what is made; DATASET.STEP if not given.")
     parameters.append(inspect.Parameter("name", keyword, annotation=Annotated[str | None, about], default=None))
+    parameters.append(inspect.Parameter("as_json", keyword, annotation=AsJson, default=False))
     parameters.append(inspect.Parameter("store", keyword, annotation=StoreOption, default=Path(".thresher")))
 
     def command(**typed: Any) -> None:

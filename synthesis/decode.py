@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from synthesis.constraint import Constraint
+
 _WORTH_SHARING = 8  # tokens; below this the second forward pass costs more than the prefix saves
 
 
@@ -118,7 +120,12 @@ def last_logits(model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], k
 
 
 def decode(
-    model: PreTrainedModel, prefix: Prefix, rows: list[list[int]], draws: torch.Tensor, how: Sampling
+    model: PreTrainedModel,
+    prefix: Prefix,
+    rows: list[list[int]],
+    draws: torch.Tensor,
+    how: Sampling,
+    constraint: Constraint | None = None,
 ) -> list[list[Answer]]:
     """Answers of each row: `draws` is one number in [0, 1) per row, sample and token, so nothing else is random.
 
@@ -133,8 +140,16 @@ def decode(
     limits = [min(how.max_tokens, how.context - length) for length in lengths for _ in range(n)]
     live = list(range(len(answers)))  # answers that go on, and the sequence that each is said by
     sequence = [i // n for i in live]
+    if constraint:
+        constraint.begin()
     for step in range(how.max_tokens):
-        tokens, logprobs = _pick(logits, sequence, draws[live, step], how)
+        if constraint:
+            masked = constraint.mask(live, logits[torch.tensor(sequence, device=logits.device)])
+            tokens, logprobs = _pick(masked, list(range(len(live))), draws[live, step], how)
+            for i, token in zip(live, tokens.tolist(), strict=True):
+                constraint.said(i, token)
+        else:
+            tokens, logprobs = _pick(logits, sequence, draws[live, step], how)
         going = []
         for i, by, token, logprob in zip(live, sequence, tokens.tolist(), logprobs.tolist(), strict=True):
             answers[i].tokens.append(token)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from synthesis.chat import quiet
 from synthesis.fingerprint import fingerprint, packaged_folder
-from synthesis.local_engine import quiet
 
 PACKAGED = "all-MiniLM-L6-v2"
 

@@ -2,21 +2,22 @@
 
 import copy
 import gc
-import json
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM
 
 from curation.step import Completion, Failed
 from storage.schema import Messages
-from synthesis.decode import Prefix, Sampling, batches, decode, last_logits, shared_prefix
+from synthesis.chat import Chat, quiet
+from synthesis.constraint import Constraint
+from synthesis.decode import Answer, Prefix, Sampling, batches, decode, last_logits, shared_prefix
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
@@ -51,6 +52,7 @@ class LocalEngine:
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[device]
         self.scoring_tokens = min(self.batch_tokens, _SCORING_TOKENS[device])
         self.progress = progress
+        self.used: Counter[str] = Counter()
         self.identity = identity or _identity(model, device)
         if adapter is not None:
             self._play(adapter, identity)
@@ -58,6 +60,7 @@ class LocalEngine:
     def with_adapter(self, folder: str | Path | None, identity: str | None = None) -> "LocalEngine":
         """The same base model with another adapter, or with none; nothing of the base is loaded again."""
         view = copy.copy(self)
+        view.used = Counter()
         view._play(folder, identity)
         return view
 
@@ -73,31 +76,45 @@ class LocalEngine:
         n: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+        choices: Sequence[str] = (),
+        schema: dict[str, Any] | None = None,
+        done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
-        how = Sampling(max_tokens, temperature, top_p, self._base.ends, self._base.context)
-        random = torch.Generator().manual_seed(seed)
-        draws = torch.rand((len(prompts), n, max_tokens), generator=random)
-        encoded = self._encode(prompts)
-        fitting, out = self._split(encoded, self._base.context - 1)
-        done: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
+        chat = self._base.chat
+        how = Sampling(max_tokens, temperature, top_p, chat.ends, chat.context)
+        draws = _draws(seed, len(prompts), n, max_tokens)
+        encoded = chat.encode(prompts)
+        fitting, out = chat.split(encoded, chat.context - 1)
+        answered: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
         costs = {i: (len(encoded[i]) + max_tokens) * n for i in fitting}
-        with self._base.speaking(self._adapter) as model:
-            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+        constraint = None
+        if choices or schema is not None:
+            try:
+                constraint = self._base.constraint(choices, schema)
+            except ValueError as why:
+                if isinstance(why, EngineError):
+                    raise
+                fitting, answered = [], [a or [Completion("", error=str(why))] * n for a in answered]
+        with self._base.speaking(self._adapter) as model, self._counted(encoded, fitting) as read:
+            prefix = read(shared_prefix(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, costs, self.batch_tokens):
                 rows = [encoded[i][prefix.length :] for i in group]
-                for i, answers in zip(group, decode(model, prefix, rows, draws[group], how), strict=True):
-                    texts = [self._base.text([t for t in a.tokens if t not in how.ends]) for a in answers]
-                    done[i] = [Completion(t, tuple(a.logprobs)) for t, a in zip(texts, answers, strict=True)]
-        return done
+                for i, answers in zip(group, decode(model, prefix, rows, draws[group], how, constraint), strict=True):
+                    answered[i] = [_completion(chat, a, stop) for a in answers]
+                    self.used["generated_tokens"] += sum(c.tokens for c in answered[i])
+        for i, answers in enumerate(answered):
+            done(i, answers)
+        return answered
 
     def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
         """The forms "A" and " A" of an answer are summed where both are one token."""
-        forms = [self._base.forms(a) for a in answers]
-        encoded = self._encode(prompts)
-        fitting, done = self._split(encoded, self._base.context)
-        with self._base.speaking(self._adapter) as model:
-            prefix = shared_prefix(model, [encoded[i] for i in fitting])
+        forms = [self._base.chat.forms(a) for a in answers]
+        encoded = self._base.chat.encode(prompts)
+        fitting, done = self._base.chat.split(encoded, self._base.chat.context)
+        with self._base.speaking(self._adapter) as model, self._counted(encoded, fitting) as read:
+            prefix = read(shared_prefix(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}, self.scoring_tokens):
                 logits = last_logits(model, prefix, [encoded[i][prefix.length :] for i in group], 1)[:, -1]
                 odds = logits.softmax(-1)
@@ -108,14 +125,12 @@ class LocalEngine:
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
         """Of the tokens that the model would have to say: the message's content and its end token."""
-        encoded = [self._encode_answered(c) for c in conversations]
+        encoded = [self._base.chat.encode_answered(c) for c in conversations]
         tokens = [e if isinstance(e, Failed) else e[0] for e in encoded]
-        fitting, done = self._split(tokens, self._base.context)
-        if not fitting:
-            return done
+        fitting, done = self._base.chat.split(tokens, self._base.chat.context)
         spans = {i: len(encoded[i][0]) - encoded[i][1] for i in fitting}
-        with self._base.speaking(self._adapter) as model:
-            prefix = self._prefix_before_answers(model, [encoded[i] for i in fitting])
+        with self._base.speaking(self._adapter) as model, self._counted(tokens, fitting) as read:
+            prefix = read(self._prefix_before_answers(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, {i: len(tokens[i]) for i in fitting}, self.scoring_tokens):
                 keep = max(spans[i] for i in group) + 1
                 logits = last_logits(model, prefix, [tokens[i][prefix.length :] for i in group], keep)
@@ -126,7 +141,7 @@ class LocalEngine:
         return done
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        return [len(ids) for ids in self._base.tokens(texts)]
+        return self._base.chat.count(texts)
 
     # ---- inside
 
@@ -134,37 +149,24 @@ class LocalEngine:
         self._adapter = None if adapter is None else self._base.load(Path(adapter))
         self.identity = identity or _identity(self._base.name, self._base.device, adapter)
 
-    def _encode(self, prompts: list[Messages]) -> list[list[int] | Failed]:
-        texts = [self._base.render(p, ask=True) for p in prompts]
-        ids = iter(self._base.tokens([t for t in texts if isinstance(t, str)]))
-        return [t if isinstance(t, Failed) else next(ids) for t in texts]
+    @contextmanager
+    def _counted(self, encoded: list[Any], fitting: list[int]) -> Iterator[Callable[[Prefix], Prefix]]:
+        """Adds to `used` what a call takes; is told of the prefix that was read once for all."""
+        began = time.monotonic()
+        self.used["requests"] += len(encoded)
+        self.used["failures"] += len(encoded) - len(fitting)
+        self.used["prompt_tokens"] += sum(len(encoded[i]) for i in fitting)
 
-    def _encode_answered(self, conversation: Messages) -> tuple[list[int], int] | Failed:
-        """Tokens up to the end of the last message, and how many of them come before it."""
-        ask, whole = self._base.render(conversation[:-1], ask=True), self._base.render(conversation, ask=False)
-        if isinstance(ask, Failed) or isinstance(whole, Failed):
-            return ask if isinstance(ask, Failed) else whole
-        if not whole.startswith(ask):
-            return Failed("the chat template writes the prompt differently once it is answered")
-        # tokenised as one text, as training does it: alone, the answer might begin with another token
-        ids, starts = self._base.tokens_and_starts(whole)
-        before = next((k for k, start in enumerate(starts) if start >= len(ask)), len(ids))
-        end = next((k for k in range(before, len(ids)) if ids[k] in self._base.ends), len(ids) - 1)
-        return (ids[: end + 1], before) if end >= before else Failed("the last message has no token")
+        def read(prefix: Prefix) -> Prefix:
+            self.used["cached_tokens"] += prefix.length * max(0, len(fitting) - 1)
+            return prefix
+
+        yield read
+        self.used["seconds"] += time.monotonic() - began
 
     def _prefix_before_answers(self, model: Any, encoded: list[tuple[list[int], int]]) -> Prefix:
         """What all conversations begin with, kept short of every answer and of the token before it."""
         return shared_prefix(model, [ids[:before] for ids, before in encoded])
-
-    def _split(self, encoded: list[Any], longest: int) -> tuple[list[int], list[Any]]:
-        """Which ones can be asked, and a failure in the place of each that cannot."""
-        out: list[Any] = [None] * len(encoded)
-        for i, ids in enumerate(encoded):
-            if isinstance(ids, Failed):
-                out[i] = ids
-            elif len(ids) > longest:
-                out[i] = Failed(f"{len(ids)} tokens do not fit the model's context of {self._base.context}")
-        return [i for i, failure in enumerate(out) if failure is None], out
 
     def _groups(self, fitting: list[int], costs: dict[int, int], budget: int) -> Iterator[list[int]]:
         done = 0
@@ -182,9 +184,6 @@ class _Base:
         self.name, self.device = name, device
         quiet()
         dtype = getattr(torch, DTYPES[device])
-        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        if self.tokenizer.chat_template is None:
-            raise EngineError(f"{name} has no chat template: use a tuned model, or add a chat_template.jinja")
         self.model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
         self.model.to(device).eval().requires_grad_(False)
         self.merging = device == "cpu" and self.model.num_parameters() < merge_below
@@ -192,9 +191,7 @@ class _Base:
         self.peft: Any = None
         self.adapters: dict[str, str] = {}  # digest: name
         self.lock = threading.RLock()
-        config = self.model.config.get_text_config()
-        self.context = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        self.ends = _ends(self.tokenizer, self.model)
+        self.chat = Chat(name, self.model.config, self.model.generation_config)
 
     def load(self, folder: Path) -> str:
         """Put an adapter on the model, once for each content; returns the name to call it by."""
@@ -236,6 +233,10 @@ class _Base:
                     self.peft.set_adapter(adapter, inference_mode=True)
             yield self.merged[adapter] if self.merging and adapter else self.model
 
+    def constraint(self, choices: Sequence[str], schema: Any) -> Constraint:
+        width = self.model.config.get_text_config().vocab_size
+        return Constraint(self.chat.tokenizer, self.chat.ends, width, choices, schema)
+
     def close(self) -> None:
         with self.lock:
             self.model = self.peft = None
@@ -244,46 +245,24 @@ class _Base:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def render(self, messages: Messages, ask: bool) -> str | Failed:
-        try:
-            said = [{k: v for k, v in m.items() if k in ("role", "content")} | _calls(m) for m in messages]
-            said = [{**m, "content": m["content"] or ""} for m in said]
-            return self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
-        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are not JSON
-            return Failed(f"the chat template refuses these messages: {error}")
 
-    def tokens(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    def tokens_and_starts(self, text: str) -> tuple[list[int], list[int]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
-
-    def text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def forms(self, answer: str) -> list[int]:
-        singles = sorted({ids[0] for ids in self.tokens([answer, " " + answer]) if len(ids) == 1})
-        if not singles:
-            raise EngineError(f"{answer!r} is not one token of {self.name}; choose needs answers of one token each")
-        return singles
+def _draws(seed: int | Sequence[int], prompts: int, n: int, max_tokens: int) -> torch.Tensor:
+    """A number in [0, 1) for each prompt, sample and token: all from one seed, or each prompt's from its own."""
+    if isinstance(seed, int):
+        return torch.rand((prompts, n, max_tokens), generator=torch.Generator().manual_seed(seed))
+    own = [torch.rand((1, n, max_tokens), generator=torch.Generator().manual_seed(s)) for s in seed]
+    return torch.cat([torch.empty(0, n, max_tokens), *own])
 
 
-def quiet() -> None:
-    """No progress bars nor advice of the libraries between ours."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def _calls(message: dict[str, str | None]) -> dict[str, Any]:
-    calls = message.get("tool_calls")
-    return {"tool_calls": json.loads(calls)} if calls else {}
-
-
-def _ends(tokenizer: Any, model: Any) -> tuple[int, ...]:
-    named = model.generation_config.eos_token_id
-    listed = named if isinstance(named, list) else [named]
-    return tuple(sorted({t for t in [*listed, tokenizer.eos_token_id] if t is not None}))
+def _completion(chat: Chat, answer: Answer, stop: Sequence[str]) -> Completion:
+    tokens, whole = answer.tokens, chat.said(answer.tokens)
+    truncated = tokens[-1] not in chat.ends
+    text = chat.said(tokens, stop)
+    if len(text) < len(whole):
+        truncated = False
+        while any(s in chat.said(tokens[:-1]) for s in stop):  # it would not have said more than the stop
+            tokens = tokens[:-1]
+    return Completion(text, tuple(answer.logprobs[: len(tokens)]), None, len(tokens), truncated)
 
 
 def _identity(model: str | Path, device: str, adapter: str | Path | None = None) -> str:

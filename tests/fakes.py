@@ -1,5 +1,6 @@
 """Engines for tests. Scripted, deterministic, and small enough to be read."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class FakeEngine:
     nll: Callable[[str], float] = lambda text: 1.0
     identity: str = "fake"
     asked: list[str] = field(default_factory=list)
+    used: Counter[str] = field(default_factory=Counter)
 
     def generate(self, prompts, *, max_tokens, n=1, temperature=0.0, top_p=1.0, seed=0):
         texts = [p[-1]["content"] for p in prompts]

@@ -31,11 +31,13 @@ OWNERS = {
         "training/",
         "synthesis/local_engine.py",
         "synthesis/decode.py",
+        "synthesis/constraint.py",
+        "synthesis/classifier.py",
         "synthesis/embedder.py",
         "flows/doctor.py",
     ],
     "pyarrow.parquet": ["storage/"],
-    "vllm": ["synthesis/vllm_engine.py"],
+    "vllm": ["synthesis/vllm_worker.py"],
 }
 ENGINES = {
     **dict.fromkeys(

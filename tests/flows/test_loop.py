@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,17 @@ def test_the_report_has_every_arm_and_every_row(finished):
     assert [a["name"] for a in said["arms"]] == ["untuned", "random", "full pool", "round 1", "round 2"]
     assert said["rows"]["rejected on import"] == 2 + count_broken(156)
     assert said["sentence"]
+
+
+def test_a_dry_run_predicts_what_models_are_asked_within_half_as_much_again(example, tmp_path):
+    changes = ["--set", "name=ungrown", "--set", "feedback=[{step: reweight-clusters}]"]  # an upper bound if rows grow
+    ran = thresher("run", example, *changes, "--json", store=tmp_path)
+    spent = json.loads(ran.stdout)["spent"]["total"]
+    told = thresher("run", example, *changes, "--dry-run", store=tmp_path).stdout
+    found = re.search(r"models +([\d,]+) requests, ([\d,]+) tokens read, ([\d,]+) written\n", told)
+    predicted = [int(number.replace(",", "")) for number in found.groups()]
+    for what, number in zip(("requests", "prompt_tokens", "generated_tokens"), predicted, strict=True):
+        assert number / 1.5 < spent[what] < number * 1.5, (what, number, spent)
 
 
 def count_broken(lines: int) -> int:

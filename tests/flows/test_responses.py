@@ -1,6 +1,7 @@
 import pytest
 
 from curation.step import Completion, Failed
+from flows.engines import EngineError
 from flows.responses import Remembered
 from storage.schema import message
 from storage.store import Store
@@ -36,14 +37,22 @@ def test_a_second_call_asks_the_engine_nothing_and_gives_the_same_to_the_last_bi
     prompts, engine = ask("a", "long", "b"), Exact()
     calls = [
         lambda e: e.generate(prompts, max_tokens=2, n=2, temperature=0.7, seed=3),
-        lambda e: e.choose(prompts, ["A", "B"]),
+        lambda e: e.choose(prompts[:1], ["A", "B"]),
         lambda e: e.logprobs(prompts),
     ]
     plain = [call(Exact()) for call in calls]
     first = [call(Remembered(engine, store)) for call in calls]
-    assert len(engine.asked) == 9
+    assert len(engine.asked) == 7
     assert [call(Remembered(engine, store)) for call in calls] == first == plain
-    assert len(engine.asked) == 9
+    assert len(engine.asked) == 7
+
+
+def test_a_failure_is_not_kept_and_costs_its_neighbours_nothing(store):
+    engine = Exact()
+    for _ in range(2):
+        found = Remembered(engine, store).choose(ask("a", "long", "b"), ["A", "B"])
+        assert [isinstance(f, Failed) for f in found] == [False, True, False]
+    assert engine.asked == ["a", "long", "b", "long"]
 
 
 def test_a_call_cut_in_the_middle_asks_only_for_the_rest(store):
@@ -67,7 +76,7 @@ def test_another_question_is_another_answer(store):
     engine = Exact()
     one = Remembered(engine, store)
     one.generate(ask("a"), max_tokens=2)
-    one.generate(ask("a"), max_tokens=3)
+    one.generate(ask("a"), max_tokens=2, temperature=1.0, top_p=0.5)
     one.generate(ask("a"), max_tokens=2, n=2)
     one.generate(ask("a"), max_tokens=2, temperature=1.0)
     one.generate(ask("a"), max_tokens=2, temperature=1.0, seed=1)
@@ -77,6 +86,86 @@ def test_another_question_is_another_answer(store):
     assert len(engine.asked) == 7
     one.generate(ask("a"), max_tokens=2, seed=9)  # greedy: the seed decides nothing
     assert len(engine.asked) == 7
+
+
+def test_rows_that_are_new_are_all_that_is_asked(store):
+    engine = FakeEngine()
+    grown = [*"abcd", *"xyz"]
+    for batch in (256, None):
+        if batch is None:
+            engine = Telling(identity="streams")
+        Remembered(engine, store, batch).generate(ask(*"abcd"), max_tokens=1, temperature=1.0)
+        again = Remembered(engine, store, batch).generate(ask(*reversed(grown)), max_tokens=1, temperature=1.0)
+        assert [c.text for [c] in again] == grown[::-1]
+        assert engine.asked == [*"abcd", *"zyx"]
+
+
+class Telling(FakeEngine):
+    """Answers `m` tokens of as many as it would like: the prompt is how many. Tells each as it comes."""
+
+    def generate(self, prompts, *, max_tokens, n=1, temperature=0.0, top_p=1.0, seed=0, done=lambda i, answers: None):
+        self.asked += [p[-1]["content"] for p in prompts]
+        out = []
+        for i, p in enumerate(prompts):
+            said = p[-1]["content"]
+            tokens = min(int(said) if said.isdigit() else 1, max_tokens)
+            cut = said.isdigit() and int(said) > max_tokens
+            out.append([Completion(said, (), None, tokens, cut)] * n)
+            done(i, out[-1])
+        return out
+
+
+def test_a_larger_max_tokens_asks_only_for_what_was_cut_and_a_smaller_one_for_what_is_too_long(store):
+    engine = Telling()
+    one = Remembered(engine, store, None)
+    one.generate(ask("2", "9", "4"), max_tokens=5)
+    engine.asked.clear()
+    whole = one.generate(ask("2", "9", "4"), max_tokens=20)
+    assert engine.asked == ["9"] and [c.tokens for [c] in whole] == [2, 9, 4]
+    engine.asked.clear()
+    assert [c.tokens for [c] in one.generate(ask("2", "9", "4"), max_tokens=3)] == [2, 3, 3]
+    assert engine.asked == ["9", "4"]
+    engine.asked.clear()
+    assert [c.tokens for [c] in one.generate(ask("2", "9", "4"), max_tokens=5)] == [2, 5, 4]  # as it was, to the token
+    assert not engine.asked
+
+
+def test_more_samples_leave_those_that_are_there(store):
+    drawn = {"max_tokens": 3, "temperature": 1.0, "seed": 1}
+    for batch, engine in ((256, Exact()), (None, Telling(identity="streams"))):
+        one = Remembered(engine, store, batch)
+        [first] = one.generate(ask("7"), n=2, **drawn)
+        [more] = one.generate(ask("7"), n=4, **drawn)
+        assert more[:2] == first and len(more) == 4
+        assert engine.asked == ["7"] * 3
+
+
+def test_an_engine_that_dies_in_the_middle_leaves_what_it_has_told(store):
+    class Dying(Telling):
+        def generate(self, prompts, *, done, **how):
+            super().generate(prompts[:3], done=done, **how)
+            raise EngineError("died twice")
+
+    with pytest.raises(EngineError, match="died twice"):
+        Remembered(Dying(), store, None).generate(ask(*"abcde"), max_tokens=1)
+    engine = Telling()
+    answers = Remembered(engine, store, None).generate(ask(*"abcde"), max_tokens=1)
+    assert [c.text for [c] in answers] == [*"abcde"] and engine.asked == [*"de"]
+
+
+def test_what_was_needed_and_what_was_asked_are_counted_apart(store):
+    class Counting(Telling):
+        def generate(self, prompts, **how):
+            self.used.update(requests=len(prompts), prompt_tokens=10 * len(prompts), seconds=1)
+            return super().generate(prompts, **how)
+
+    spent: dict = {}
+    one = Remembered(Counting(), store, None, spent=spent)
+    one.generate(ask("2", "3"), max_tokens=9)
+    one.generate(ask("2", "3", "4"), max_tokens=9)
+    assert spent == {
+        "requests": 5, "from_store": 2, "generated_tokens": 14, "prompt_tokens": 30, "engine_seconds": 2,
+    }  # fmt: skip
 
 
 def test_equal_prompts_in_two_batches_are_sampled_independently(store):

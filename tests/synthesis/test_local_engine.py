@@ -74,7 +74,7 @@ def test_an_answer_ends_at_the_end_token_and_its_neighbours_go_on(tiny_model, pl
     prompts = [ids_of(tokenizer, p) for p in PROMPTS]
     free = [greedy(model, ids, 12) for ids in prompts]
     ends = [tokenizer.eos_token_id, max(free, key=len)[4]]
-    engine._base.ends = tuple(ends)
+    engine._base.chat.ends = tuple(ends)
     whole = [greedy(model, ids, 12, ends) for ids in prompts]
     assert len({len(w) for w in whole}) > 1
     for [c], tokens in zip(engine.generate(PROMPTS, max_tokens=12), whole, strict=True):
@@ -151,7 +151,7 @@ def test_choose_and_logprobs_are_those_of_a_plain_forward(engine, plain, at_once
 
 
 def test_the_shared_prefix_is_really_shared(engine):
-    ids = [engine._base.tokens([SHARED + t])[0] for t in ("a", "b")]
+    ids = [engine._base.chat.tokens([SHARED + t])[0] for t in ("a", "b")]
     with engine._base.speaking(None) as model:
         assert decode.shared_prefix(model, ids).length == len(SHARED)
 

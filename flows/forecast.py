@@ -1,0 +1,66 @@
+"""What a step would ask of its models, before it is run: requests, tokens read and tokens written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from curation.clear import CHALLENGE, REFLECT
+from curation.step import StepConfig
+from synthesis.llm2llm import WITHOUT_INPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    requests: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+
+    def __add__(self, other: "Asked") -> "Asked":
+        return Asked(self.requests + other.requests, self.read + other.read, self.written + other.written)
+
+    def __mul__(self, times: float) -> "Asked":
+        return Asked(self.requests * times, self.read * times, self.written * times)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Mean tokens of a dataset's prompts (as the chat template writes them) and responses (with the end token)."""
+
+    prompt: float
+    response: float
+    reflect: float = 0.0
+    """Of the words around a row when a judge is asked about it; `challenge` when it is asked once more."""
+    challenge: float = 0.0
+    teach: float = 0.0
+
+
+def lengths_of_words(count: Callable[[list[str]], list[int]], prompt: float, response: float) -> Lengths:
+    """`count` gives the tokens of texts."""
+    return Lengths(prompt, response, *count([REFLECT, REFLECT + CHALLENGE, WITHOUT_INPUT]))
+
+
+def asked(step: str, config: StepConfig, mean: Lengths) -> Asked:
+    """Of one row; a step that is not named here asks no language model. Answers are taken to be as long as the rows'
+    own, up to the limit."""
+    whole = mean.prompt + mean.response
+
+    def answers(most: int) -> float:
+        return min(most, mean.response)
+
+    match step:
+        case "evaluate":
+            weighed = Asked(1, whole)
+            if config.metric == "choice":
+                return weighed * (len(config.choices) + config.likelihood)
+            return Asked(1, mean.prompt, answers(config.max_tokens)) + weighed * config.likelihood
+        case "judge-answers":
+            return Asked(1, whole + mean.response + mean.reflect)
+        case "perplexity":
+            return Asked(1, whole)
+        case "clear-score":
+            drawn = Asked(1, mean.prompt, config.samples * answers(config.max_tokens))
+            said = 64 if config.reflection == "letter" else 0
+            asked_twice = Asked(2, 2 * whole + mean.reflect + mean.challenge, 2 * said)
+            return drawn + asked_twice
+        case "llm2llm":
+            return Asked(config.attempts, config.attempts * (whole + mean.teach), config.attempts * config.max_tokens)
+    return Asked()

@@ -1,0 +1,219 @@
+"""Questions to a server: as many at once as it bears, each tried again where that may help, within a budget."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from curation.step import Failed
+from synthesis.fingerprint import EngineError
+
+_AGAIN = {408, 409, 425, 429}  # and all of 500 and more: another try may be answered
+_FIRST, _TOLERANCE = 8, 2.0
+_WAIT = wait_random_exponential(multiplier=0.5, max=30)
+
+
+class BudgetSpent(EngineError):
+    """What the user would pay is paid; what was answered is kept."""
+
+
+@dataclass
+class Purse:
+    """What was paid, in the currency of the prices, which are for a million tokens."""
+
+    price_in: float = 0.0
+    price_out: float = 0.0
+    budget: float | None = None
+    spent: float = 0.0
+
+    def pay(self, tokens_in: int, tokens_out: int) -> float:
+        cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+        self.spent += cost
+        return cost
+
+    def check(self) -> None:
+        if self.budget is not None and self.spent >= self.budget:
+            raise BudgetSpent(
+                f"the budget of {self.budget:g} is spent ({self.spent:.4g}); what was answered is kept: "
+                "raise `budget` and run the same command to go on"
+            )
+
+
+class Limit:
+    """How many requests may be in flight. It grows by one a round trip, and shrinks when the server says no (429) or
+    answers twice as slowly as it used to."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size = most, float(min(_FIRST, most))
+        self.flying = 0
+        self.usual = self.recent = 0.0  # seconds that an answer takes
+        self.shrunk = 0.0  # when
+        self.changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.flying < int(self.size))
+            self.flying += 1
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.flying -= 1
+                self.changed.notify_all()
+
+    def answered(self, seconds: float) -> None:
+        self.usual += (0.02 if self.usual else 1.0) * (seconds - self.usual)
+        self.recent += (0.2 if self.recent else 1.0) * (seconds - self.recent)
+        if self.recent > _TOLERANCE * self.usual:
+            self.refused()
+        else:
+            self.size = min(float(self.most), self.size + 1 / self.size)
+
+    def refused(self) -> None:
+        """Once a round trip: all that were in flight are refused together."""
+        if time.monotonic() - self.shrunk > max(self.recent, 0.05):
+            self.size, self.shrunk = max(1.0, self.size * 0.7), time.monotonic()
+
+
+class _Again(Exception):
+    """Another try may be answered; `after` is how long the server asks to wait."""
+
+    def __init__(self, why: str, after: float = 0.0) -> None:
+        super().__init__(why)
+        self.after = after
+
+
+@dataclass
+class Server:
+    """Any server that takes JSON by POST. `key` gives the secret at the moment that it is needed, and never stays."""
+
+    url: str
+    key: Callable[[], str | None]
+    at_once: int = 64
+    timeout: float = 300.0
+    attempts: int = 6
+    purse: Purse = field(default_factory=Purse)
+    tries: int = 0
+
+    def ask(self, questions: dict[int, tuple[str, dict[str, Any]]], told: Callable[[int, Any], None]) -> None:
+        """Ask each (path, body); `told` hears the parsed JSON, or a `Failed`, as it comes.
+
+        Raises EngineError where no question can be answered (no server, no such model, key refused, budget spent),
+        after those in flight have come back.
+        """
+        asyncio.run(self._ask(questions, told))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """One question, such as to load an adapter."""
+        said: list[Any] = []
+        self.ask({0: (path, body)}, lambda _, answer: said.append(answer))
+        if isinstance(said[0], Failed):
+            raise EngineError(f"{self.url}{path}: {said[0].error}")
+        return said[0]
+
+    async def _ask(self, questions: dict[int, tuple[str, dict[str, Any]]], told: Callable[[int, Any], None]) -> None:
+        limit, waiting = Limit(self.at_once), iter(questions.items())
+        stopped: list[EngineError] = []
+
+        def check() -> None:
+            if stopped:
+                raise stopped[0]
+            self.purse.check()
+
+        async def work() -> None:
+            for i, (path, body) in waiting:
+                try:
+                    told(i, await self._one(client, limit, path, body, check))
+                except EngineError as why:
+                    stopped.append(why)
+                    return
+
+        pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.at_once)
+        secret = self.key()
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        connected = httpx.AsyncClient(timeout=self.timeout, limits=pool, headers=headers)
+        async with connected as client, asyncio.TaskGroup() as group:
+            for _ in range(min(self.at_once, len(questions))):
+                group.create_task(work())
+        if stopped:
+            raise stopped[0]
+
+    async def _one(
+        self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any], check: Callable[[], None]
+    ) -> Any:
+        tries = AsyncRetrying(
+            stop=stop_after_attempt(self.attempts), wait=_wait, retry=retry_if_exception_type(_Again), reraise=True
+        )
+        try:
+            async for attempt in tries:
+                with attempt:
+                    async with limit.slot():
+                        check()
+                        return await self._try(client, limit, path, body)
+        except _Again as why:
+            if isinstance(why.__cause__, httpx.ConnectError):
+                raise EngineError(f"there is no server at {self.url} ({why}); start it, or mend the url") from None
+            return Failed(f"{why}, {self.attempts} times")
+
+    async def _try(self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        self.tries += 1
+        try:
+            async with asyncio.timeout(self.timeout):  # of the whole: a server that drips never times out by itself
+                response = await client.post(self.url + path, json=body)
+        except (TimeoutError, httpx.TimeoutException):
+            limit.refused()
+            raise _Again(f"the server gave no answer within {self.timeout:g} s") from None
+        except httpx.TransportError as why:
+            raise _Again(f"the connection broke: {self._clean(why)}") from why
+        status = response.status_code
+        if status in _AGAIN or status >= 500:
+            limit.refused()
+            raise _Again(f"the server is not ready ({status}): {self._clean(response.text)}", _after(response))
+        if status in (401, 403):
+            raise EngineError(f"{self.url} refuses the key ({status}): set the environment variable that `key` names")
+        if status == 404:
+            raise EngineError(f"{self.url}{path} is not there (404): {self._clean(_message(response))}")
+        if status >= 400:
+            return Failed(f"the server refuses ({status}): {self._clean(_message(response))}")
+        limit.answered(time.monotonic() - began)
+        kind = response.headers.get("content-type", "")
+        try:
+            if "html" in kind:  # a proxy's page, and perhaps gone the next time
+                raise ValueError
+            return response.json() if "json" in kind else response.text
+        except ValueError:
+            raise _Again(f"the server's answer is no JSON: {self._clean(response.text)!r}") from None
+
+    def _clean(self, said: object) -> str:
+        """One line without the key, which some servers repeat."""
+        line = " ".join(str(said).split())[:200]
+        secret = self.key()
+        return line.replace(secret, "…") if secret else line
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_WAIT(state), getattr(error, "after", 0.0))
+
+
+def _after(response: httpx.Response) -> float:
+    try:
+        return min(60.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        said = response.json()
+        error = said.get("error", said) if isinstance(said, dict) else said
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except ValueError:
+        return response.text

@@ -1,0 +1,171 @@
+import os
+import sys
+
+import psutil
+import pytest
+import yaml
+
+from curation.step import find_step
+from flows import (
+    engines,
+    spending,
+    steps,  # noqa: F401  registers every step
+)
+from flows.config import ConfigError, LoopConfig
+from flows.doctor import examine
+from flows.engine_settings import Local, OpenAI, Vllm
+from flows.engines import NANO, EngineSpec, identity, leases
+from flows.forecast import asked, lengths_of_words
+from flows.models import role_models, typed_engine, typed_models
+from flows.run import run_step
+from storage.importing import import_files
+from storage.schema import prompt, response
+from storage.store import Store
+from synthesis.chat import load_chat
+from tests.synthesis.engines import needs_vllm
+
+SNIPS = NANO.parents[1] / "examples/snips/test.jsonl"
+
+
+def config(text):
+    return LoopConfig.model_validate({"name": "x", "pool": "p", "heldout": "h", **yaml.safe_load(text)})
+
+
+def test_an_engine_is_said_by_a_word_or_with_its_settings_and_a_role_may_have_its_own(tmp_path):
+    said = config("engine: vllm\nroles: {judge: {model: big, engine: {kind: openai, url: http://x/v1, revision: r1}}}")
+    models = role_models(said, Store(tmp_path), None)
+    assert models["candidate"].settings == Vllm() and models["student"].kind == models["base"].kind == "vllm"
+    assert models["candidate"].adapter == str(NANO / "instruct")
+    assert models["judge"].kind == "openai" and models["judge"].model == "big" and models["judge"].adapter is None
+    assert role_models(config("{}"), Store(tmp_path), None)["judge"].kind == "local"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "match"),
+    [
+        ("vlm", [], "vlm"),
+        ("vllm", ["gpu_memory=2"], "gpu_memory: input should be less than or equal to 1"),
+        ("openai", ["url=nowhere"], "url: string should match"),
+        ("local", ["tensor_parallel=2"], "tensor_parallel: extra inputs"),
+    ],
+)
+def test_an_engine_that_is_none_is_refused_by_the_setting(kind, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        typed_engine(kind, changes)
+
+
+def test_an_engine_is_typed_for_all_roles_of_a_step(tmp_path):
+    typed = {"engine": "openai", "engine_set": ["url=http://x/v1", "budget=5"], "judge": "big"}
+    models = typed_models(Store(tmp_path), ["judge", "embedder"], typed)
+    assert models["judge"].settings == OpenAI(url="http://x/v1", budget=5)
+    assert models["embedder"].kind == "sentence-transformers"
+    with pytest.raises(ConfigError, match="--nli FOLDER"):
+        typed_models(Store(tmp_path), ["nli"], {})
+
+
+def test_what_decides_an_answer_is_in_the_identity_and_what_does_not_is_not():
+    local, half, whole = (
+        identity(EngineSpec(settings=s)) for s in (Local(), Vllm(), Vllm(dtype="float32", gpu_memory=0.5))
+    )
+    assert local == identity(EngineSpec()) and local.startswith("local-3:")
+    assert len({local, half, whole}) == 3
+    assert whole == identity(EngineSpec(settings=Vllm(dtype="float32")))
+    here = EngineSpec(model="big", settings=OpenAI(url="http://here/v1", key="A", at_once=3))
+    there = EngineSpec(model="big", settings=OpenAI(url="http://there/v1", key="A", at_once=3))
+    assert identity(here) == identity(here.model_copy(update={"settings": OpenAI(url="http://here/v1")}))
+    assert identity(here) != identity(there)
+    named = [OpenAI(url=s.settings.url, revision="of May") for s in (here, there)]
+    assert identity(EngineSpec(model="big", settings=named[0])) == identity(EngineSpec(model="big", settings=named[1]))
+    tuned = EngineSpec(model="big", adapter=str(NANO / "instruct"), settings=OpenAI(url="http://here/v1"))
+    assert identity(tuned) != identity(here)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    store = Store(tmp_path / "store")
+    lines = SNIPS.read_text().splitlines()[:48]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    return store, import_files(store, [tmp_path / "rows.jsonl"], "run.rows").dataset
+
+
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [("evaluate", {}), ("perplexity", {}), ("clear-score", {"samples": 3})],
+)
+def test_what_models_are_asked_is_forecast_within_half_as_much_again_and_noted(rows, step, settings):
+    store, pool = rows
+    one = find_step(step)
+    made_of = one.config(**settings)
+    models = typed_models(store, one.roles, {})
+    made = run_step(store, one, made_of, pool, lease=leases(models, store))
+    store.name(f"run.{step}", made)
+    chat, messages = load_chat(NANO), store.read(pool)["messages"].to_list()
+    mean = lengths_of_words(
+        chat.count,
+        sum(map(len, chat.encode([prompt(m) for m in messages]))) / len(messages),
+        sum(n + 1 for n in chat.count([response(m) for m in messages])) / len(messages),
+    )
+    forecast, facts = asked(step, made_of, mean) * len(messages), store.run_facts(made)
+    assert facts["requests"] == forecast.requests
+    assert forecast.read / 1.5 < facts["prompt_tokens"] < forecast.read * 1.5
+    assert forecast.written / 1.5 <= facts.get("generated_tokens", 0) <= forecast.written * 1.5
+    assert facts["engine_seconds"] > 0
+    assert spending.of_run(store, "run")["total"]["requests"] == facts["requests"]
+    assert f"{facts['requests']:,} requests" in spending.in_words(facts)
+
+
+def test_answers_that_are_there_cost_another_step_nothing(rows):
+    store, pool = rows
+    evaluate = find_step("evaluate")
+    models = typed_models(store, evaluate.roles, {})
+    first = run_step(
+        store, evaluate, evaluate.config(max_tokens=4, likelihood=False), pool, lease=leases(models, store)
+    )
+    again = run_step(store, evaluate, evaluate.config(max_tokens=4, likelihood=True), pool, lease=leases(models, store))
+    assert store.run_facts(first)["requests"] == 48 and "from_store" not in store.run_facts(first)
+    assert store.run_facts(again)["requests"] == 96 and store.run_facts(again)["from_store"] == 48
+    assert store.read(again)["student_answer"].equals(store.read(first)["student_answer"])
+
+
+def test_doctor_says_which_engines_work_and_why_not_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found = {c.what: c for c in examine(tmp_path, "http://127.0.0.1:9/v1")}
+    assert found["engine local"].ok
+    assert found["engine openai"].ok is False and "127.0.0.1:9" in found["engine openai"].found
+    assert not found["engine vllm"].ok
+
+
+@needs_vllm
+def test_doctor_loads_vllm_and_tells_one_that_is_broken(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text("")  # `import vllm` succeeds, as where torchvision does not fit
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    [broken] = [c for c in examine(tmp_path) if c.what == "engine vllm"]
+    assert broken.ok is False and "installed and broken" in broken.found and "LLM" in broken.found
+    monkeypatch.delenv("PYTHONPATH")
+    [fine] = [c for c in examine(tmp_path) if c.what == "engine vllm"]
+    assert fine.ok and ("cpu" in fine.found or os.path.exists("/dev/nvidia0"))
+
+
+@needs_vllm
+@pytest.mark.real
+def test_vllm_plays_base_and_adapter_by_one_process_that_ends_before_training_and_starts_for_no_kept_answer(rows):
+    store, pool = rows
+    score = find_step("clear-score")
+    models = typed_models(store, score.roles, {"engine": "vllm", "engine_set": ["dtype=float32"]})
+    models["judge"] = models["judge"].model_copy(update={"adapter": None})  # candidate by an adapter, judge by the base
+    made = run_step(store, score, score.config(samples=2), pool, lease=leases(models, store))
+    assert store.read(made)["clear_confidence"].null_count() == 0
+    [engine] = [e for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    assert engine._base.process.starts == 1
+    pid = engine._base.process.pid
+    engines.release()
+    assert not psutil.pid_exists(pid)
+
+    again = run_step(store, score, score.config(samples=2, beta=0.5), pool, lease=leases(models, store))
+    assert again != made and engines._LOADED
+    [engine] = [e for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    assert engine._base.process.starts == 0
+    facts = store.run_facts(again)
+    assert facts["requests"] == facts["from_store"] == 3 * 48
+    engines.release()
