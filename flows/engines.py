@@ -13,7 +13,7 @@ import httpx
 from huggingface_hub import snapshot_download
 from pydantic import BaseModel, ConfigDict
 
-from flows.responses import Progress, Remembered
+from flows.responses import Progress, Remembered, RememberedClasses
 from flows.run import Lease
 from storage.store import Store
 from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
@@ -21,7 +21,11 @@ from synthesis.fingerprint import EngineError, fingerprint, packaged_folder
 __all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
-_VERSIONS = {"local": 3, "sentence-transformers": 1}  # raised when an engine's code comes to answer differently
+_VERSIONS = {
+    "local": 3,
+    "sentence-transformers": 1,
+    "cross-encoder": 1,
+}  # raised when an engine's code comes to answer differently
 PACKAGED = "all-MiniLM-L6-v2"
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -31,8 +35,8 @@ class EngineSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["local", "sentence-transformers"] = "local"
-    """`local` for language models, `sentence-transformers` for embeddings."""
+    kind: Literal["local", "sentence-transformers", "cross-encoder"] = "local"
+    """`local` for language models, `sentence-transformers` for embeddings, `cross-encoder` for pairs of texts (NLI)."""
 
     model: str = "nano"
     """`nano`, a folder, or a name on the Hugging Face hub."""
@@ -72,12 +76,16 @@ def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = l
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
+        kept = {"local": Remembered, "cross-encoder": RememberedClasses}
         yield {
-            role: Remembered(engine, store, progress=progress, spent=spent) if specs[role].kind == "local" else engine
+            role: kept[specs[role].kind](engine, store, progress=progress, spent=spent)
+            if specs[role].kind in kept
+            else engine
             for role, engine in engines.items()
         }
 
-    return Lease(identities, open_, spent)
+    adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec.adapter, store))}
+    return Lease(identities, open_, spent, adapters)
 
 
 def release() -> None:
@@ -98,6 +106,10 @@ def _engine(spec: EngineSpec, name: str) -> Any:
             from synthesis.embedder import SentenceEmbedder
 
             return _loaded(key, lambda: SentenceEmbedder(folder, identity=name, device=_device()))
+        if spec.kind == "cross-encoder":
+            from synthesis.nli import CrossEncoder
+
+            return _loaded(key, lambda: CrossEncoder(folder, identity=name, device=_device()))
         from synthesis.local_engine import LocalEngine
 
         base: LocalEngine = _loaded(key, lambda: LocalEngine(folder, identity=name, device=_device()))
@@ -129,6 +141,13 @@ def _adapter_folder(spec: EngineSpec) -> Path | None:
         if (folder / "adapter_config.json").exists():
             return folder
     raise EngineError(f"there is no adapter in {spec.adapter}; give a folder that holds adapter_config.json")
+
+
+def _dataset_of(adapter: str | None, store: Store) -> str | None:
+    """The dataset whose files an adapter is, where the store made it."""
+    folder = Path(adapter or "").parent
+    is_its = bool(adapter) and store.files(folder.name) == Path(adapter or "") and store.exists(folder.name)
+    return folder.name if is_its else None
 
 
 def _dtype(spec: EngineSpec) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from curation.step import Completion, Engine, Failed
+from curation.step import Classifier, Completion, Engine, Failed
 from storage.schema import Messages
 from storage.store import Store, key_of
 
@@ -26,7 +27,7 @@ class Remembered:
     store: Store
     batch: int = 256
     progress: Progress = lambda done, total: None
-    spent: dict[str, int] = field(default_factory=dict)  # requests and generated tokens, those read from the store too
+    spent: dict[str, int] = field(default_factory=dict)  # requests and tokens, those read from the store too
 
     @property
     def identity(self) -> str:
@@ -79,10 +80,45 @@ class Remembered:
             out += [json.loads(r) for r in self.store.read_shard((part,))["response"]]
             self.progress(len(out), len(asked))
         self._spend("requests", len(asked))
+        self._spend("prompt_tokens", sum(self.engine.count_tokens([m["content"] or "" for p in asked for m in p])))
         return out
 
     def _spend(self, what: str, amount: int) -> None:
         self.spent[what] = self.spent.get(what, 0) + amount
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedClasses:
+    """Satisfies `curation.step.Classifier`."""
+
+    engine: Classifier
+    store: Store
+    batch: int = 1024
+    progress: Progress = lambda done, total: None
+    spent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.engine.labels
+
+    def classify(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        found = []
+        for start in range(0, len(pairs), self.batch):
+            some = pairs[start : start + self.batch]
+            key = key_of("classes", self.identity, some)
+            part = self.store.part(key)
+            if part is None:
+                odds = self.engine.classify(some)
+                table = pl.DataFrame(odds, schema={f"class_{i}": pl.Float32 for i in range(len(self.labels))})
+                part = self.store.put_part(key, table)
+            found.append(self.store.read_shard((part,)).to_numpy())
+            self.progress(min(start + self.batch, len(pairs)), len(pairs))
+        self.spent["classified_pairs"] = self.spent.get("classified_pairs", 0) + len(pairs)
+        return np.concatenate(found) if found else np.zeros((0, len(self.labels)), np.float32)
 
 
 def _seed(seed: int, start: int) -> int:

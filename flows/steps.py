@@ -2,6 +2,8 @@
 
 from curation import (  # noqa: F401
     clear,
+    clear_correct,
+    clear_filter,
     diversity,
     duplicates,
     embed,
@@ -11,6 +13,7 @@ from curation import (  # noqa: F401
     judged,
     longest,
     perplexity,
+    preference_pairs,
     random_choice,
     split,
     tokens,

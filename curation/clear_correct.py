@@ -1,0 +1,254 @@
+"""CLEAR's Auto-Correct (Chen and Mueller, 2024, arXiv 2403.12776): replace an answer where a better one is surely better.
+
+    candidate y'  of the student, tuned on what the filter kept, temperature 0
+    p             BSDetector's confidence in the base model's judgement that y' is better than y          eta 0.8
+    outcome       p > eta: replace;  else c > gamma: keep;  else drop                 (c and gamma: `clear-filter`)
+
+The judge sees both answers in both orders; where it does not prefer y' both times, p is 0, else the lower of the two
+confidences. A judgement is a letter, and a letter that differs contradicts, so that similarity and exact match are
+one number, alpha has no say, and no NLI model is asked. The paper leaves the orders open; the rest of p is its own.
+
+A correction is a new row with the prompt of its parent, which is marked; nothing is written over.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from curation.bsdetector import (
+    REPLY_TOKENS,
+    UNREAD,
+    Letters,
+    Reading,
+    confidence,
+    letter_in,
+    letters,
+    normalised,
+    reflect,
+)
+from curation.choice import for_training
+from curation.clear import number, question
+from curation.step import Completion, Engine, Failed, StepConfig, step
+from storage.schema import Messages, message, prompt, response, row_id
+
+COMPARE = """{question}
+
+Answer A: {a}
+
+Answer B: {b}
+
+Which answer is better, A or B? Reply with one letter."""
+SIDES = ["A", "B"]
+# What stands beside a corrected row for good: both confidences, and the model that wrote it.
+OF_CORRECTIONS = {
+    "clear_correction_confidence": pl.Float64,
+    "clear_parent_confidence": pl.Float64,
+    "clear_writer": pl.String,
+}
+OF_THIS_PASS = ("clear_preference", "clear_outcome", "clear_same", "clear_judgement_unread", "clear_unjudged")
+ABOUT_PROMPT = ("split", "embedding", "diversity_cluster", "diversity_share")  # a correction has its parent's
+
+
+class ClearCorrect(StepConfig):
+    eta: float = Field(0.8, ge=0, le=1)
+    """An answer is replaced where the confidence that the candidate is better is over this."""
+
+    beta: float = Field(0.7, ge=0, le=1)
+    """Weight of consistency against reflection, within that confidence."""
+
+    judgement: Reading = "probability"
+    """Read the probability of the letters, or the letters that the judge writes (the paper's way)."""
+
+    samples: int = Field(5, ge=1, le=100)
+    """Judgements sampled in each order and compared with the greedy one, where letters are written."""
+
+    max_tokens: int = Field(64, ge=1)
+    """Longest candidate answer, in tokens."""
+
+    only_doubtful: bool = False
+    """Judge only the rows that clear-filter dropped; half the work. What it kept stays as it is."""
+
+    round: int = Field(1, ge=0)
+    """Turn of the loop, written into the new rows."""
+
+    seed: int = 0
+    """Seed of the sampled judgements."""
+
+    def columns(self) -> tuple[str, ...]:
+        return (*ABOUT_PROMPT, *OF_CORRECTIONS)
+
+
+@step(
+    "clear-correct",
+    kind="revise",
+    reads="clear_confidence",
+    writes=" ".join([*OF_THIS_PASS, *OF_CORRECTIONS]),
+    revives="clear-filter",
+)
+def correct(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine, judge: Engine) -> pl.DataFrame:
+    """Replace the answers that the student, tuned on the kept rows, surely gives better (CLEAR Auto-Correct).
+
+    Rows that clear-filter dropped are judged too: a surely better answer brings their prompt back. A corrected row's
+    `clear_confidence` is the confidence with which it was preferred.
+    """
+    rows = rows.drop(OF_THIS_PASS, strict=False)
+    asked = for_training(rows)  # validation rows stay as they came: no made row judges what made it
+    if cfg.only_doubtful:
+        asked = asked.filter(pl.col("drop_reason").is_not_null())
+    told = _told(asked, _candidates(asked, cfg, student), judge, cfg)
+    out = rows.join(told, on="id", how="left", maintain_order="left").with_columns(
+        pl.col("clear_same", "clear_judgement_unread").fill_null(False),
+        *[pl.lit(None, dtype=kind).alias(name) for name, kind in OF_CORRECTIONS.items() if name not in rows.columns],
+    )
+    surely = (pl.col("clear_preference") > cfg.eta).fill_null(False)
+    new = _corrections(out.filter(surely), student.identity, cfg)
+    by = new.select(id="parent_id", by="id")
+    marked = (
+        out.join(by, on="id", how="left", maintain_order="left")
+        .with_columns(
+            clear_outcome=outcome(surely, pl.col("drop_reason").is_null()),
+            drop_reason=pl.when(surely).then(pl.format("clear-correct: replaced by {}", "by")).otherwise("drop_reason"),
+        )
+        .drop("by", "candidate")
+    )
+    return pl.concat([marked, new], how="diagonal_relaxed")
+
+
+def outcome(surely_better: pl.Expr, over_threshold: pl.Expr) -> pl.Expr:
+    """The paper's decision: what becomes of a row by p > eta and c > gamma."""
+    kept = pl.when(over_threshold).then(pl.lit("keep")).otherwise(pl.lit("drop"))
+    return pl.when(surely_better).then(pl.lit("replace")).otherwise(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    confidence: np.ndarray  # that the candidate is better, shape (rows,); NaN where the judge failed
+    unread: np.ndarray  # whether a reply could not be read, shape (rows,)
+    errors: list[str | None]
+
+
+def preference(
+    questions: list[str], given: list[str], candidates: list[str], judge: Engine, cfg: ClearCorrect
+) -> Preference:
+    """How surely the candidates are better. Only where the judge says so in both orders is it asked how sure it is."""
+    orders = [Judgements(questions, given, candidates, "B"), Judgements(questions, candidates, given, "A")]
+    verdicts = [letters(order.asked, SIDES, judge, cfg.judgement) for order in orders]
+    errors = [next((v.error for v in both if isinstance(v, Failed)), None) for both in zip(*verdicts, strict=True)]
+    unread = np.array([any(v is None for v in both) for both in zip(*verdicts, strict=True)], dtype=bool)
+    p = np.where([error is not None for error in errors], np.nan, 0.0)
+    agreed = [
+        i
+        for i, both in enumerate(zip(*verdicts, strict=True))
+        if all(_side(v) == order.wanted for v, order in zip(both, orders, strict=True))
+    ]
+    sure = []
+    for order, found in zip(orders, verdicts, strict=True):
+        some = order.only(agreed)
+        reflected = reflect(some.texts, [f"Answer {order.wanted} is better."] * len(agreed), judge, cfg.judgement)
+        observed = _observed(some, [found[i] for i in agreed], judge, cfg)
+        sure.append(confidence(observed, reflected.credit, cfg.beta))
+        for i, read, error in zip(agreed, reflected.unread, reflected.errors, strict=True):
+            unread[i] |= read > 0
+            errors[i] = errors[i] or error
+    p[agreed] = np.minimum(*sure)
+    return Preference(p, unread, errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """Which of two answers to each question is better, in one order of the two."""
+
+    questions: list[str]
+    a: list[str]
+    b: list[str]
+    wanted: str  # the side where the candidate stands
+
+    @property
+    def texts(self) -> list[str]:
+        return [COMPARE.format(question=q, a=a, b=b) for q, a, b in zip(self.questions, self.a, self.b, strict=True)]
+
+    @property
+    def asked(self) -> list[Messages]:
+        return [[{"role": "user", "content": text}] for text in self.texts]
+
+    def only(self, places: list[int]) -> "Judgements":
+        return Judgements(*([column[i] for i in places] for column in (self.questions, self.a, self.b)), self.wanted)
+
+
+def _observed(some: Judgements, verdicts: list[Letters], judge: Engine, cfg: ClearCorrect) -> np.ndarray:
+    """How consistently the judge says what is wanted, shape (rows,); a sampled letter that nobody can read counts half."""
+    if cfg.judgement == "probability":  # what infinitely many samples would come to
+        return np.array([v[SIDES.index(some.wanted)] for v in verdicts])
+    sampled = judge.generate(some.asked, n=cfg.samples, max_tokens=REPLY_TOKENS, temperature=1.0, seed=cfg.seed)
+    found = [[letter_in(s.text, SIDES) for s in samples if s.error is None] for samples in sampled]
+    credits = [[UNREAD if f is None else float(f == some.wanted) for f in letters_] for letters_ in found]
+    return np.array([np.mean(c) if c else UNREAD for c in credits])
+
+
+def _side(verdict: Letters) -> str | None:
+    return SIDES[int(verdict.argmax())] if isinstance(verdict, np.ndarray) else None
+
+
+def _told(rows: pl.DataFrame, candidates: list[Completion], judge: Engine, cfg: ClearCorrect) -> pl.DataFrame:
+    """What was found out of each row that was asked about: id, candidate, and the columns of this step's own."""
+    given = [response(m) for m in rows["messages"].to_list()]
+    same = [c.error is None and normalised(c.text) == normalised(y) for c, y in zip(candidates, given, strict=True)]
+    rivals = [i for i, c in enumerate(candidates) if c.error is None and not same[i]]
+    found = preference(
+        [question(m) for m in rows["messages"].gather(rivals).to_list()],
+        [given[i] for i in rivals],
+        [candidates[i].text for i in rivals],
+        judge,
+        cfg,
+    )
+    p, unread, errors = np.full(len(given), np.nan), np.zeros(len(given), dtype=bool), [c.error for c in candidates]
+    p[rivals], unread[rivals] = found.confidence, found.unread
+    for i, error in zip(rivals, found.errors, strict=True):
+        errors[i] = error
+    return pl.DataFrame(
+        {
+            "id": rows["id"],
+            "candidate": pl.Series([c.text for c in candidates], dtype=pl.String),
+            "clear_preference": number(p),
+            "clear_same": pl.Series(same, dtype=pl.Boolean),
+            "clear_judgement_unread": pl.Series(unread, dtype=pl.Boolean),
+            "clear_unjudged": pl.Series(errors, dtype=pl.String),
+        }
+    )
+
+
+def _candidates(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine) -> list[Completion]:
+    found = student.generate([prompt(m) for m in rows["messages"].to_list()], max_tokens=cfg.max_tokens)
+    texts = [Completion(c.text.strip(), error=c.error) for [c] in found]
+    return [c if c.text or c.error else Completion("", error="the candidate is empty") for c in texts]
+
+
+def _corrections(parents: pl.DataFrame, writer: str, cfg: ClearCorrect) -> pl.DataFrame:
+    """A new row for each parent: its prompt as it is, the candidate as the last message."""
+    made = [
+        [*messages[:-1], message("assistant", candidate)]
+        for messages, candidate in zip(parents["messages"].to_list(), parents["candidate"], strict=True)
+    ]
+    ids = [
+        row_id(messages, source, parent, copy=cfg.round)
+        for messages, source, parent in zip(made, parents["source"], parents["id"], strict=True)
+    ]
+    return parents.select(
+        pl.Series("id", ids, dtype=pl.String),
+        pl.Series("messages", made, dtype=parents.schema["messages"]),
+        "source",
+        method=pl.lit("clear-correct"),
+        parent_id="id",
+        round=pl.lit(cfg.round, dtype=pl.Int32),
+        drop_reason=pl.lit(None, dtype=pl.String),
+        clear_outcome=pl.lit("corrected"),
+        clear_same=pl.lit(False),
+        clear_judgement_unread="clear_judgement_unread",
+        clear_confidence="clear_preference",
+        clear_correction_confidence="clear_preference",
+        clear_parent_confidence=pl.col("clear_confidence").cast(pl.Float64),
+        clear_writer=pl.lit(writer),
+        *[pl.col(c) for c in ABOUT_PROMPT if c in parents.columns],
+    )
