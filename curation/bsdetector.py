@@ -1,12 +1,12 @@
-"""BSDetector (Chen and Mueller, 2023, arXiv 2308.16175): how sure can one be of an answer that a model was, or could be, given?
+"""BSDetector (Chen and Mueller, 2023, arXiv 2308.16175): how sure may one be of an answer? Ask a model, several times.
 
     consistency o_i = alpha * s_i + (1 - alpha) * r_i,  O = mean of o_i over k sampled answers y_i        alpha 0.8
                 s_i = 1 - contradiction of (y, y_i), by an NLI model, mean of both orders;  r_i = [y = y_i]
     reflection  S   = mean of two chained choices between A = 1, B = 0, C = 0.5
     confidence  C   = beta * O + (1 - beta) * S                                                           beta 0.7
 
-The authors' code is not public; the weights are also those of uqlm's BSDetector (0.56, 0.14 and 0.30). Where there is no
-NLI model, as offline, s_i is the cosine of sentence embeddings, not under 0: a named deviation.
+The authors' code is not public; the weights are also those of uqlm's BSDetector (0.56, 0.14 and 0.30). Where there is
+no NLI model, as offline, s_i is the cosine of sentence embeddings, not under 0: a named deviation.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""CLEAR (Chen and Mueller, 2024, arXiv 2403.12776), its confidence: is this answer good? Ask the model that is to be tuned.
+"""CLEAR's confidence (Chen and Mueller, 2024, arXiv 2403.12776): is this answer good? Ask the model to be tuned.
 
-BSDetector (`curation/bsdetector.py`) with the row's own answer in the place of the model's: k answers are sampled to the
-same prompt and compared with it, and the model is asked twice whether it is right.
+BSDetector (`curation/bsdetector.py`) with the row's own answer in the place of the model's: k answers are sampled to
+the same prompt and compared with it, and the model is asked twice whether it is right.
 
     confidence C = beta * O + (1 - beta) * S            alpha 0.8 within O, beta 0.7, k 5, temperature 1
 """

@@ -1,4 +1,4 @@
-"""CLEAR's Auto-Correct (Chen and Mueller, 2024, arXiv 2403.12776): replace an answer where a better one is surely better.
+"""CLEAR's Auto-Correct (Chen and Mueller, 2024, arXiv 2403.12776): replace an answer where another is surely better.
 
     candidate y'  of the student, tuned on what the filter kept, temperature 0
     p             BSDetector's confidence in the base model's judgement that y' is better than y          eta 0.8
@@ -178,7 +178,7 @@ class Judgements:
 
 
 def _observed(some: Judgements, verdicts: list[Letters], judge: Engine, cfg: ClearCorrect) -> np.ndarray:
-    """How consistently the judge says what is wanted, shape (rows,); a sampled letter that nobody can read counts half."""
+    """How consistently the judge says what is wanted, shape (rows,); a sample that nobody can read counts half."""
     if cfg.judgement == "probability":  # what infinitely many samples would come to
         return np.array([v[SIDES.index(some.wanted)] for v in verdicts])
     sampled = judge.generate(some.asked, n=cfg.samples, max_tokens=REPLY_TOKENS, temperature=1.0, seed=cfg.seed)
@@ -235,7 +235,9 @@ def _corrections(parents: pl.DataFrame, writer: str, cfg: ClearCorrect) -> pl.Da
         row_id(messages, source, parent, copy=cfg.round)
         for messages, source, parent in zip(made, parents["source"], parents["id"], strict=True)
     ]
+    carried = [pl.col(c) for c in ABOUT_PROMPT if c in parents.columns]
     return parents.select(
+        *carried,
         pl.Series("id", ids, dtype=pl.String),
         pl.Series("messages", made, dtype=parents.schema["messages"]),
         "source",
@@ -250,5 +252,4 @@ def _corrections(parents: pl.DataFrame, writer: str, cfg: ClearCorrect) -> pl.Da
         clear_correction_confidence="clear_preference",
         clear_parent_confidence=pl.col("clear_confidence").cast(pl.Float64),
         clear_writer=pl.lit(writer),
-        *[pl.col(c) for c in ABOUT_PROMPT if c in parents.columns],
     )

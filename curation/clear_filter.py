@@ -50,7 +50,7 @@ def drop_doubtful(rows: pl.DataFrame, cfg: ClearFilter) -> pl.DataFrame:
     """Drop the rows whose confidence is not over the threshold (CLEAR Auto-Filter; the median by default).
 
     Coarse confidences tie. Where a strict median would keep under 40 % of the rows, ties are broken by consistency,
-    then similarity, then id, to keep half, and one at the least. `clear_tied` marks the rows that stand at the threshold.
+    then similarity, then id, to keep half, and one at the least. `clear_tied` marks the rows at the threshold.
     """
     if cfg.within and cfg.within not in rows.columns:
         raise StepError(f"clear-filter: no column {cfg.within!r} in the dataset; run the step that writes it first")

@@ -109,7 +109,7 @@ class Turn:
         return self.apply(Use(step="split", **{"with": {"share": self.config.validation}}), rows)
 
     def score(self, rows: str, heldout: str) -> str:
-        """The steps of the config in order. What revises answers has a student of its own, tuned on what is live so far."""
+        """The steps of the config in order. What revises has a student of its own, tuned on what is live so far."""
         for place, use in enumerate(self.config.score):
             if find_step(use.step).kind == "revise":
                 name = f"{use.step}-{place}"

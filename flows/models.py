@@ -46,7 +46,7 @@ def lend(
     store: Store,
     progress: Progress = lambda done, total: None,
 ) -> tuple[StepConfig, Lease]:
-    """The settings with every `auto` decided, and the engines that they ask for; raises EngineError where one is missing.
+    """The settings with every `auto` decided, and the engines that they ask for; EngineError names one that is missing.
 
     It is decided by what is on this machine or named, and nothing is fetched for it: the same command does not turn out
     otherwise because a network is down.

@@ -15,7 +15,7 @@ _LONGEST = 512  # tokens of a pair, where the model names no limit of its own
 
 
 class CrossEncoder:
-    """Satisfies `curation.step.Classifier`. Both texts go in as a pair of the tokenizer; the longer one is cut to fit."""
+    """Satisfies `curation.step.Classifier`. Both texts go in as the tokenizer's pair; the longer one is cut to fit."""
 
     def __init__(self, model: str | Path, *, identity: str | None = None, device: str = "cpu") -> None:
         quiet()

@@ -79,7 +79,7 @@ def test_the_judge_is_asked_with_instruction_and_answer_and_then_challenged():
 
 
 def test_confidence_with_an_nli_model_equals_the_worked_example_and_asks_in_both_orders():
-    # contradictions (y, s) and (s, y): near .2 and 0, far .7 and .9, half .3 and .5 -> s = .9, .2, .6; the rest as above.
+    # contradictions (y, s), (s, y): near .2 and 0, far .7 and .9, half .3 and .5 -> s = .9, .2, .6; the rest as above.
     # One order alone, or alpha and beta exchanged, gives another number.
     odds = {("y", "near"): 0.2, ("near", "y"): 0.0, ("y", "far"): 0.7, ("far", "y"): 0.9, ("y", "half"): 0.3}
     odds[("half", "y")] = 0.5
