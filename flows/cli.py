@@ -159,7 +159,8 @@ def _run(
     with bar(step.name) as progress:
         config, lease = lend(step, config, typed_models(store, step.roles, typed), store, progress)
         made = run_step(store, step, config, rows, tables, lease, progress)
-    say(f"{step.name}: {cost(store, made)}")
+    if asked := cost(store, made):
+        say(f"{step.name}: {asked}")
     return made
 
 
