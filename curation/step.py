@@ -240,7 +240,7 @@ def _check(step: Step, before: pl.DataFrame, after: pl.DataFrame, parents: Itera
                 refuse(f"it promised {lost}")
             if gone := sorted(set(before.columns) - set(after.columns)):
                 refuse(f"it may not remove {gone}")
-            marked = after["drop_reason"].str.starts_with(f"{step.name}: ").fill_null(False)
+            marked = after["drop_reason"].cast(pl.String).str.starts_with(f"{step.name}: ").fill_null(False)
             if step.kind == "revise" and set(after.filter(marked)["id"]) != set(parents):
                 refuse("it marks the parents of its new rows, and no other")
             moved = after["drop_reason"].ne_missing(before["drop_reason"])

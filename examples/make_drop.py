@@ -1,6 +1,6 @@
-"""Make raw.jsonl, test.jsonl and spoilt.jsonl of `drop`: questions on short passages, a fifth answered by a random span.
+"""Make raw.jsonl, test.jsonl and spoilt.jsonl of `drop`: questions on short passages, a fifth answered by any span.
 
-    python examples/make_drop.py --data FOLDER --seed 0      # FOLDER holds drop_dev.parquet: context, completion, ref_text
+    python examples/make_drop.py --data FOLDER --seed 0   # FOLDER holds drop_dev.parquet: context, completion, ref_text
 
 A line of the pool:
 
