@@ -4,43 +4,23 @@
     p             BSDetector's confidence in the base model's judgement that y' is better than y          eta 0.8
     outcome       p > eta: replace;  else c > gamma: keep;  else drop                 (c and gamma: `clear-filter`)
 
-The judge sees both answers in both orders; where it does not prefer y' both times, p is 0, else the lower of the two
-confidences. A judgement is a letter, and a letter that differs contradicts, so that similarity and exact match are
-one number, alpha has no say, and no NLI model is asked. The paper leaves the orders open; the rest of p is its own.
-
+How p comes about is in `curation/clear_preference.py`.
 A correction is a new row with the prompt of its parent, which is marked; nothing is written over.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from curation.bsdetector import (
-    REPLY_TOKENS,
-    UNREAD,
-    Letters,
-    Reading,
-    confidence,
-    letter_in,
-    letters,
-    normalised,
-    reflect,
-)
+from curation.bsdetector import Reading, normalised
 from curation.choice import for_training
 from curation.clear import number, question
-from curation.step import Completion, Engine, Failed, StepConfig, step
-from storage.schema import Messages, message, prompt, response, row_id
+from curation.clear_preference import alone, side_by_side
+from curation.step import Completion, Engine, StepConfig, step
+from storage.schema import message, prompt, response, row_id
 
-COMPARE = """{question}
-
-Answer A: {a}
-
-Answer B: {b}
-
-Which answer is better, A or B? Reply with one letter."""
-SIDES = ["A", "B"]
 # What stands beside a corrected row for good: both confidences, and the model that wrote it.
 OF_CORRECTIONS = {
     "clear_correction_confidence": pl.Float64,
@@ -57,6 +37,9 @@ class ClearCorrect(StepConfig):
 
     beta: float = Field(0.7, ge=0, le=1)
     """Weight of consistency against reflection, within that confidence."""
+
+    judged: Literal["pair", "each"] = "pair"
+    """Both answers side by side, in both orders (the paper's way), or each alone, for a judge too weak to compare."""
 
     judgement: Reading = "probability"
     """Read the probability of the letters, or the letters that the judge writes (the paper's way)."""
@@ -122,87 +105,17 @@ def outcome(surely_better: pl.Expr, over_threshold: pl.Expr) -> pl.Expr:
     return pl.when(surely_better).then(pl.lit("replace")).otherwise(kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
-    confidence: np.ndarray  # that the candidate is better, shape (rows,); NaN where the judge failed
-    unread: np.ndarray  # whether a reply could not be read, shape (rows,)
-    errors: list[str | None]
-
-
-def preference(
-    questions: list[str], given: list[str], candidates: list[str], judge: Engine, cfg: ClearCorrect
-) -> Preference:
-    """How surely the candidates are better. Only where the judge says so in both orders is it asked how sure it is."""
-    orders = [Judgements(questions, given, candidates, "B"), Judgements(questions, candidates, given, "A")]
-    verdicts = [letters(order.asked, SIDES, judge, cfg.judgement) for order in orders]
-    errors = [next((v.error for v in both if isinstance(v, Failed)), None) for both in zip(*verdicts, strict=True)]
-    unread = np.array([any(v is None for v in both) for both in zip(*verdicts, strict=True)], dtype=bool)
-    p = np.where([error is not None for error in errors], np.nan, 0.0)
-    agreed = [
-        i
-        for i, both in enumerate(zip(*verdicts, strict=True))
-        if all(_side(v) == order.wanted for v, order in zip(both, orders, strict=True))
-    ]
-    sure = []
-    for order, found in zip(orders, verdicts, strict=True):
-        some = order.only(agreed)
-        reflected = reflect(some.texts, [f"Answer {order.wanted} is better."] * len(agreed), judge, cfg.judgement)
-        observed = _observed(some, [found[i] for i in agreed], judge, cfg)
-        sure.append(confidence(observed, reflected.credit, cfg.beta))
-        for i, read, error in zip(agreed, reflected.unread, reflected.errors, strict=True):
-            unread[i] |= read > 0
-            errors[i] = errors[i] or error
-    p[agreed] = np.minimum(*sure)
-    return Preference(p, unread, errors)
-
-
-@dataclass(frozen=True, slots=True)
-class Judgements:
-    """Which of two answers to each question is better, in one order of the two."""
-
-    questions: list[str]
-    a: list[str]
-    b: list[str]
-    wanted: str  # the side where the candidate stands
-
-    @property
-    def texts(self) -> list[str]:
-        return [COMPARE.format(question=q, a=a, b=b) for q, a, b in zip(self.questions, self.a, self.b, strict=True)]
-
-    @property
-    def asked(self) -> list[Messages]:
-        return [[{"role": "user", "content": text}] for text in self.texts]
-
-    def only(self, places: list[int]) -> "Judgements":
-        return Judgements(*([column[i] for i in places] for column in (self.questions, self.a, self.b)), self.wanted)
-
-
-def _observed(some: Judgements, verdicts: list[Letters], judge: Engine, cfg: ClearCorrect) -> np.ndarray:
-    """How consistently the judge says what is wanted, shape (rows,); a sample that nobody can read counts half."""
-    if cfg.judgement == "probability":  # what infinitely many samples would come to
-        return np.array([v[SIDES.index(some.wanted)] for v in verdicts])
-    sampled = judge.generate(some.asked, n=cfg.samples, max_tokens=REPLY_TOKENS, temperature=1.0, seed=cfg.seed)
-    found = [[letter_in(s.text, SIDES) for s in samples if s.error is None] for samples in sampled]
-    credits = [[UNREAD if f is None else float(f == some.wanted) for f in letters_] for letters_ in found]
-    return np.array([np.mean(c) if c else UNREAD for c in credits])
-
-
-def _side(verdict: Letters) -> str | None:
-    return SIDES[int(verdict.argmax())] if isinstance(verdict, np.ndarray) else None
-
-
 def _told(rows: pl.DataFrame, candidates: list[Completion], judge: Engine, cfg: ClearCorrect) -> pl.DataFrame:
     """What was found out of each row that was asked about: id, candidate, and the columns of this step's own."""
     given = [response(m) for m in rows["messages"].to_list()]
     same = [c.error is None and normalised(c.text) == normalised(y) for c, y in zip(candidates, given, strict=True)]
     rivals = [i for i, c in enumerate(candidates) if c.error is None and not same[i]]
-    found = preference(
-        [question(m) for m in rows["messages"].gather(rivals).to_list()],
-        [given[i] for i in rivals],
-        [candidates[i].text for i in rivals],
-        judge,
-        cfg,
-    )
+    asked = [question(m) for m in rows["messages"].gather(rivals).to_list()]
+    both = [given[i] for i in rivals], [candidates[i].text for i in rivals]
+    if cfg.judged == "each":
+        found = alone(asked, *both, judge, cfg.judgement)
+    else:
+        found = side_by_side(asked, *both, judge, cfg.judgement, cfg.beta, cfg.samples, cfg.seed)
     p, unread, errors = np.full(len(given), np.nan), np.zeros(len(given), dtype=bool), [c.error for c in candidates]
     p[rivals], unread[rivals] = found.confidence, found.unread
     for i, error in zip(rivals, found.errors, strict=True):

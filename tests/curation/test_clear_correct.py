@@ -1,8 +1,10 @@
+import numpy as np
 import polars as pl
 import pytest
 
 from curation.bsdetector import CHALLENGE
-from curation.clear_correct import COMPARE, ClearCorrect, correct, outcome
+from curation.clear_correct import ClearCorrect, correct, outcome
+from curation.clear_preference import COMPARE, alone
 from curation.preference_pairs import PreferencePairs, pairs
 from curation.step import Completion, Failed
 from tests.fakes import FakeEngine
@@ -204,3 +206,28 @@ def test_a_second_pass_corrects_the_correction_and_keeps_what_is_known_of_the_fi
     assert twice["drop_reason"].is_null().to_list() == [False, False, True]
     assert twice["parent_id"].to_list() == [None, "r0", once["id"][1]]
     assert twice["clear_writer"].to_list() == [None, "tuned", "tuned"]
+
+
+def test_each_alone_is_the_odds_that_the_right_one_of_two_is_the_candidate():
+    # S' = .9 and S = .4: p = .9 * .6 / (.9 * .6 + .4 * .1) = .54 / .58
+    belief = {"good": 0.9, "bad": 0.4, "sure": 1.0, "also sure": 1.0}
+
+    class Alone(FakeEngine):
+        def choose(self, prompts, answers):
+            said = [p[0]["content"].split("Proposed answer: ")[1].split("\n")[0] for p in prompts]
+            return [[belief[a], 1 - belief[a], 0.0] for a in said]
+
+    found = alone(["q"] * 3, ["bad", "good", "sure"], ["good", "bad", "also sure"], Alone(), "probability")
+    assert found.confidence == pytest.approx([0.54 / 0.58, 0.04 / 0.58, 0.5])
+    out = corrected(pool(("q", "bad")), judge=Alone(), judged="each")
+    assert out["clear_outcome"].to_list() == ["replace", "corrected"]
+    assert corrected(pool(("q", "bad")), judge=Alone(), judged="each", eta=0.94).height == 1
+
+
+def test_a_judge_that_fails_on_one_answer_leaves_that_row_unjudged():
+    class Half(FakeEngine):
+        def choose(self, prompts, answers):
+            return [Failed("too long") if "worse" in p[0]["content"] else [1.0, 0.0, 0.0] for p in prompts]
+
+    found = alone(["q", "q"], ["bad", "bad"], ["worse", "good"], Half(), "probability")
+    assert found.errors == ["too long", None] and np.isnan(found.confidence).tolist() == [True, False]
