@@ -59,15 +59,13 @@ class ClearCorrect(StepConfig):
     seed: int = 0
     """Seed of the sampled judgements."""
 
-    def columns(self) -> tuple[str, ...]:
-        return (*ABOUT_PROMPT, *OF_CORRECTIONS)
-
 
 @step(
     "clear-correct",
     kind="revise",
     reads="clear_confidence",
     writes=" ".join([*OF_THIS_PASS, *OF_CORRECTIONS]),
+    takes=" ".join([*ABOUT_PROMPT, *OF_CORRECTIONS]),
     revives="clear-filter",
 )
 def correct(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine, judge: Engine) -> pl.DataFrame:

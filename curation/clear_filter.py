@@ -35,7 +35,7 @@ class ClearFilter(StepConfig):
         return self
 
     def columns(self) -> tuple[str, ...]:
-        return ("clear_similarity", "clear_error", *([self.within] if self.within else []))
+        return (self.within,) if self.within else ()
 
 
 @step(
@@ -43,6 +43,7 @@ class ClearFilter(StepConfig):
     kind="filter",
     scope="dataset",
     reads="clear_confidence clear_consistency",
+    takes="clear_similarity clear_error",
     writes="clear_threshold clear_tied",
     version=2,
 )

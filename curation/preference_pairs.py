@@ -10,11 +10,14 @@ class PreferencePairs(StepConfig):
     least: float = Field(0.0, ge=0, le=1)
     """Least confidence that the chosen answer is the better one."""
 
-    def columns(self) -> tuple[str, ...]:
-        return ("clear_correction_confidence",)
 
-
-@step("preference-pairs", kind="table", scope="dataset", writes="chosen rejected confidence")
+@step(
+    "preference-pairs",
+    kind="table",
+    scope="dataset",
+    takes="clear_correction_confidence",
+    writes="chosen rejected confidence",
+)
 def pairs(rows: pl.DataFrame, cfg: PreferencePairs) -> pl.DataFrame:
     """The id of each live correction (chosen), of the row it replaced (rejected), and how sure the judge was."""
     known = "clear_correction_confidence" in rows.columns

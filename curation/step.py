@@ -119,6 +119,7 @@ class Step:
     version: int
     fn: Callable[..., pl.DataFrame]
     good: dict[str, int] = field(default_factory=dict)  # column: 1 where high is good, -1 where low is
+    takes: tuple[str, ...] = ()  # columns that it is handed where the dataset has them
     revives: str = ""  # a step whose dropped rows are handed over like live ones
 
     @property
@@ -172,12 +173,14 @@ def step(
     scope: Literal["shard", "dataset"] = "shard",
     version: int = 1,
     good: str = "",
+    takes: str = "",
     revives: str = "",
 ) -> Callable[[Callable[..., pl.DataFrame]], Step]:
     """Register a function as a step.
 
-    `reads` and `writes` are space-separated column names; the columns of a row need no naming. Raise `version` when
-    the same input and config would now give a different result: it is part of the key.
+    `reads` and `writes` are space-separated column names, `takes` those that it can do without; the columns of a row
+    need no naming. Raise `version` when the same input and config would now give a different result: it is part of
+    the key.
 
     `good` names, the foremost first, the columns by which the method tells how good a row's answer is, with a minus
     sign where lower is better: "clear_confidence" or "-base_nll". It changes no result; `noise-bench` holds it to it.
@@ -203,6 +206,7 @@ def step(
             version=version,
             fn=fn,
             good=_signed(good),
+            takes=tuple(takes.split()),
             revives=revives,
         )
         if STEPS.setdefault(name, made) is not made:
