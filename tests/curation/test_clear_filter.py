@@ -106,3 +106,10 @@ def test_the_reason_names_why_a_row_has_no_confidence():
     table = scored([None, 0.5]).with_columns(clear_error=pl.Series(["too long", None]))
     out = drop_doubtful(table, ClearFilter(threshold=0.1))
     assert out["drop_reason"].to_list() == ["clear-filter: no confidence could be had (too long)", None]
+
+
+def test_another_threshold_asks_no_model():
+    assert drop_doubtful.roles == () and drop_doubtful.asks(ClearFilter()) == ()
+    table = scored([0.2, 0.5, 0.8])
+    kept = [drop_doubtful(table, ClearFilter(threshold=t))["drop_reason"].null_count() for t in (0.1, 0.3, 0.6, 0.9)]
+    assert kept == [3, 2, 1, 0]
