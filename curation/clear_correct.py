@@ -4,8 +4,8 @@
     p             BSDetector's confidence in the base model's judgement that y' is better than y          eta 0.8
     outcome       p > eta: replace;  else c > gamma: keep;  else drop                 (c and gamma: `clear-filter`)
 
-How p comes about is in `curation/clear_preference.py`.
-A correction is a new row with the prompt of its parent, which is marked; nothing is written over.
+How p comes about is in `curation/clear_preference.py`. A correction is a new row with the prompt of its parent, which
+is marked; nothing is written over. An answer that calls tools is left alone.
 """
 
 from typing import Literal
@@ -36,7 +36,7 @@ class ClearCorrect(StepConfig):
     """An answer is replaced where the confidence that the candidate is better is over this."""
 
     beta: float = Field(0.7, ge=0, le=1)
-    """Weight of consistency against reflection, within that confidence."""
+    """Weight of consistency against reflection, within the confidence of a comparison side by side."""
 
     judged: Literal["pair", "each"] = "pair"
     """Both answers side by side, in both orders (the paper's way), or each alone, for a judge too weak to compare."""
@@ -76,6 +76,7 @@ def correct(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine, judge: Engin
     """
     rows = rows.drop(OF_THIS_PASS, strict=False)
     asked = for_training(rows)  # validation rows stay as they came: no made row judges what made it
+    asked = asked.filter(pl.col("messages").list.last().struct.field("tool_calls").is_null())  # a text is no call
     if cfg.only_doubtful:
         asked = asked.filter(pl.col("drop_reason").is_not_null())
     told = _told(asked, _candidates(asked, cfg, student), judge, cfg)

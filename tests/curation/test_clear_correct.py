@@ -231,3 +231,12 @@ def test_a_judge_that_fails_on_one_answer_leaves_that_row_unjudged():
 
     found = alone(["q", "q"], ["bad", "bad"], ["worse", "good"], Half(), "probability")
     assert found.errors == ["too long", None] and np.isnan(found.confidence).tolist() == [True, False]
+
+
+def test_an_answer_that_calls_tools_is_left_alone():
+    table = pool(("q", ""), ("p", "bad"))
+    said = table["messages"].to_list()
+    said[0][-1]["tool_calls"] = '[{"name": "look"}]'
+    out = corrected(table.with_columns(messages=pl.Series(said, dtype=table.schema["messages"])))
+    assert out["clear_outcome"].to_list() == ["keep", "replace", "corrected"]
+    assert out["parent_id"].to_list() == [None, None, "r1"]
