@@ -84,7 +84,7 @@ def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = l
             for role, engine in engines.items()
         }
 
-    adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec.adapter, store))}
+    adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec, store))}
     return Lease(identities, open_, spent, adapters)
 
 
@@ -143,11 +143,11 @@ def _adapter_folder(spec: EngineSpec) -> Path | None:
     raise EngineError(f"there is no adapter in {spec.adapter}; give a folder that holds adapter_config.json")
 
 
-def _dataset_of(adapter: str | None, store: Store) -> str | None:
-    """The dataset whose files an adapter is, where the store made it."""
-    folder = Path(adapter or "").parent
-    is_its = bool(adapter) and store.files(folder.name) == Path(adapter or "") and store.exists(folder.name)
-    return folder.name if is_its else None
+def _dataset_of(spec: EngineSpec, store: Store) -> str | None:
+    """The dataset whose files the adapter is, or the model, where a training in this store made it."""
+    files = Path(spec.adapter or spec.model)
+    dataset = files.parent.name
+    return dataset if dataset and store.files(dataset) == files and store.exists(dataset) else None
 
 
 def _dtype(spec: EngineSpec) -> str:

@@ -147,7 +147,7 @@ class Turn:
         given = {k: v for k, v in tables.items() if v}
         label, models = self._label(name or use.step), role_models(self.config, self.store, self.student)
         if kind == "revise" and self.student:
-            models["student"] = EngineSpec(model=self.config.model, adapter=str(self.store.files(self.student)))
+            models["student"] = tuned(self.store, self.config.model, self.student)
         return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
 
     def train(self, what: str, rows: str, heldout: str) -> str:

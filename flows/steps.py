@@ -13,7 +13,6 @@ from curation import (  # noqa: F401
     judged,
     longest,
     perplexity,
-    preference_pairs,
     random_choice,
     split,
     tokens,

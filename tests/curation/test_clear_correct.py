@@ -5,7 +5,6 @@ import pytest
 from curation.bsdetector import CHALLENGE
 from curation.clear_correct import ClearCorrect, correct, outcome
 from curation.clear_preference import COMPARE, alone
-from curation.preference_pairs import PreferencePairs, pairs
 from curation.step import Completion, Failed
 from tests.fakes import FakeEngine
 from tests.rows import rows
@@ -191,21 +190,13 @@ def test_the_judge_sees_question_and_both_answers_in_both_orders_and_is_challeng
     assert judge.asked.count(CHALLENGE) == 2 and "Proposed answer: Answer B is better." in judge.asked[2]
 
 
-def test_corrections_are_preference_pairs_with_how_sure_the_judge_was():
-    out = corrected(pool(("1?", "bad"), ("2?", "good")), judge=Judge({"good": 1, "bad": 0}, sure=0.9))
-    again = corrected(out, candidate="better", judge=Judge({"good": 1, "bad": 0, "better": -2}))
-    for table in (out, again):
-        found = pairs(table, PreferencePairs())
-        assert found.rows() == [(out["id"][2], "r0", pytest.approx(0.93))]
-        assert pairs(table, PreferencePairs(least=0.95)).is_empty()
-
-
 def test_a_second_pass_corrects_the_correction_and_keeps_what_is_known_of_the_first():
     once = corrected(pool(("1?", "bad")))
     twice = corrected(once, candidate="best", judge=Judge({"best": 2, "good": 1, "bad": 0}), round=2)
     assert twice["drop_reason"].is_null().to_list() == [False, False, True]
     assert twice["parent_id"].to_list() == [None, "r0", once["id"][1]]
     assert twice["clear_writer"].to_list() == [None, "tuned", "tuned"]
+    assert twice["clear_correction_confidence"].to_list() == [None, 1.0, 1.0]
 
 
 def test_each_alone_is_the_odds_that_the_right_one_of_two_is_the_candidate():

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import yaml
 
+from flows.preference import pairs_of
 from storage.store import Store
 from tests.flows.test_loop import ROOT, thresher
 
@@ -48,6 +49,8 @@ def test_the_student_that_corrects_was_trained_on_what_the_filter_kept(compared)
     kept = store.read(made.inputs["rows"]).filter(pl.col("drop_reason").is_null() & (pl.col("split") == "train"))
     assert set(store.read(student.inputs["rows"])["id"]) == set(kept["id"])
     new = rows.filter(pl.col("method") == "clear-correct")
+    pairs = store.read(pairs_of(store, dataset))
+    assert set(pairs.select("id", "rejected").rows()) == set(new.select("id", "parent_id").rows())
     assert new.height > 0 and new["clear_writer"].unique().to_list() == [made.engines["student"]]
 
 
