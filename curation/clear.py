@@ -67,7 +67,7 @@ class ClearScore(StepConfig):
     kind="score",
     writes="clear_consistency clear_similarity clear_reflection clear_confidence clear_compared_by clear_unread "
     "clear_error",
-    good="clear_confidence clear_consistency clear_reflection",
+    good="clear_confidence clear_consistency clear_reflection clear_similarity",
     version=2,
 )
 def score(
