@@ -9,9 +9,9 @@ A step's parameters say what it needs, by name: `rows` and its config first, the
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_type_hints
+from typing import Any, Literal, Protocol, Self, get_type_hints
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from storage.schema import CHOICE, ROW, Messages
 
-Kind = Literal["score", "filter", "select", "make", "table"]
+Kind = Literal["score", "filter", "select", "make", "revise", "table"]
 ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder", "nli", "reward")
 
 
@@ -32,6 +32,14 @@ class StepConfig(BaseModel):
 
     def columns(self) -> tuple[str, ...]:
         """Columns that a setting names: handed to the step where the dataset has them."""
+        return ()
+
+    def settled(self, models: Container[str]) -> Self:
+        """With every `auto` decided, before anything is hashed or run; `models` are the roles whose model is here."""
+        return self
+
+    def unasked(self) -> tuple[str, ...]:
+        """Roles of the step that these settings ask nothing of; it is given None for them."""
         return ()
 
 
@@ -128,10 +136,16 @@ class Step:
     version: int
     fn: Callable[..., pl.DataFrame]
     good: dict[str, int] = field(default_factory=dict)  # column: 1 where high is good, -1 where low is
+    takes: tuple[str, ...] = ()  # columns that it is handed where the dataset has them
+    revives: str = ""  # a step whose dropped rows are handed over like live ones
 
     @property
     def help(self) -> str:
         return inspect.getdoc(self.fn) or ""
+
+    def asks(self, config: StepConfig) -> tuple[str, ...]:
+        """The roles whose engines it needs with these settings."""
+        return tuple(role for role in self.roles if role not in config.unasked())
 
     def __call__(
         self,
@@ -144,13 +158,22 @@ class Step:
         engines, tables = engines or {}, tables or {}
         if missing := sorted(set(self.reads) - set(rows.columns)):
             raise StepError(f"{self.name} reads {missing}, which the dataset lacks; run the step that writes it first")
-        if missing := [r for r in self.roles if r not in engines]:
+        asked = self.asks(config)
+        if missing := [r for r in asked if r not in engines]:
             raise StepError(f"{self.name} needs an engine for {missing}")
         if missing := [t for t, needed in self.tables.items() if needed and t not in tables]:
             raise StepError(f"{self.name} needs the table {missing}")
-        live = rows.filter(pl.col("drop_reason").is_null())
-        given = {r: engines[r] for r in self.roles} | {t: tables.get(t) for t in self.tables}
+        alive = pl.col("drop_reason").is_null()
+        if self.revives:
+            alive |= pl.col("drop_reason").str.starts_with(f"{self.revives}: ")
+        live = rows.filter(alive)
+        given = {r: engines[r] if r in asked else None for r in self.roles} | {t: tables.get(t) for t in self.tables}
         out = self.fn(live, config, **given)
+        if self.kind == "revise":
+            _check_new(self, live, out)
+            new = out.slice(live.height)
+            _check(self, live, out.head(live.height), new["parent_id"].to_list())
+            return pl.concat([_put_back(self, rows, out.head(live.height)), new], how="diagonal_relaxed")
         _check(self, live, out)
         return _put_back(self, rows, out)
 
@@ -167,14 +190,20 @@ def step(
     scope: Literal["shard", "dataset"] = "shard",
     version: int = 1,
     good: str = "",
+    takes: str = "",
+    revives: str = "",
 ) -> Callable[[Callable[..., pl.DataFrame]], Step]:
     """Register a function as a step.
 
-    `reads` and `writes` are space-separated column names; the columns of a row need no naming. Raise `version` when
-    the same input and config would now give a different result: it is part of the key.
+    `reads` and `writes` are space-separated column names, `takes` those that it can do without; the columns of a row
+    need no naming. Raise `version` when the same input and config would now give a different result: it is part of
+    the key.
 
     `good` names, the foremost first, the columns by which the method tells how good a row's answer is, with a minus
     sign where lower is better: "clear_confidence" or "-base_nll". It changes no result; `noise-bench` holds it to it.
+
+    A `revise` step gives back the rows it was given, in their order, and then the new ones; `revives` names the filter
+    whose dropped rows it is given too.
     """
     if stray := sorted(c for c in _signed(good) if kind != "score" or c not in writes.split()):
         raise StepError(f"step {name}: good names {stray}; only a score step can tell, by a column that it writes")
@@ -194,6 +223,8 @@ def step(
             version=version,
             fn=fn,
             good=_signed(good),
+            takes=tuple(takes.split()),
+            revives=revives,
         )
         if STEPS.setdefault(name, made) is not made:
             raise StepError(f"two steps are named {name!r}")
@@ -212,49 +243,66 @@ def find_step(name: str) -> Step:
     return STEPS[name]
 
 
-def _check(step: Step, before: pl.DataFrame, after: pl.DataFrame) -> None:
-    """Hold a step to the promise of its kind."""
+def _check(step: Step, before: pl.DataFrame, after: pl.DataFrame, parents: Iterable[str] = ()) -> None:
+    """Hold a step to the promise of its kind; `parents` are the rows that it revised."""
 
     def refuse(what: str) -> None:
         raise StepError(f"{step.name} is a {step.kind} step: {what}")
 
     changed = [c for c in after.columns if c not in before.columns or not after[c].equals(before[c], null_equal=True)]
     match step.kind:
-        case "score" | "filter":
+        case "score" | "filter" | "revise":
             if not after["id"].equals(before["id"]):
                 refuse("it may not add, drop or reorder rows")
-            allowed = {*step.writes, "drop_reason"} if step.kind == "filter" else set(step.writes)
+            allowed = set(step.writes) if step.kind == "score" else {*step.writes, "drop_reason"}
             if stray := sorted(set(changed) - allowed):
                 refuse(f"it may not change {stray}")
             if lost := sorted(set(step.writes) - set(after.columns)):
                 refuse(f"it promised {lost}")
             if gone := sorted(set(before.columns) - set(after.columns)):
                 refuse(f"it may not remove {gone}")
+            marked = after["drop_reason"].cast(pl.String).str.starts_with(f"{step.name}: ").fill_null(False)
+            if step.kind == "revise" and set(after.filter(marked)["id"]) != set(parents):
+                refuse("it marks the parents of its new rows, and no other")
+            moved = after["drop_reason"].ne_missing(before["drop_reason"])
+            if step.kind == "revise" and (moved & ~marked).any():
+                refuse("it may not change what another step said of a row that it leaves as it is")
         case "select":
             if lost := sorted(set(CHOICE.names) - set(after.columns)):
                 refuse(f"a choice has {lost}")
             if not after["id"].is_in(before["id"].to_list()).all() or after["id"].n_unique() != after.height:
                 refuse("it may choose each live row once, and no other")
         case "make":
-            if lost := sorted(set(ROW.names) - set(after.columns)):
-                refuse(f"a row has {lost}")
-            if after["parent_id"].null_count() or not after["parent_id"].is_in(before["id"].to_list()).all():
-                refuse("every new row names a parent that it was given")
-            if after["id"].is_in(before["id"].to_list()).any() or after["id"].n_unique() != after.height:
-                refuse("every row it gives is new, with an id of its own")
+            _check_new(step, before, after, 0)
         case "table":
             if set(after.columns) != set(step.writes):
                 refuse(f"it promised a table of {sorted(step.writes)}, not {sorted(after.columns)}")
 
 
+def _check_new(step: Step, before: pl.DataFrame, after: pl.DataFrame, given: int | None = None) -> None:
+    """New rows, after as many as were given back, are whole, new, and of parents that were given."""
+    new = after.slice(before.height if given is None else given)
+    what = None
+    if lost := sorted(set(ROW.names) - set(new.columns)):
+        what = f"a row has {lost}"
+    elif new["parent_id"].null_count() or not new["parent_id"].is_in(before["id"].to_list()).all():
+        what = "every new row names a parent that it was given"
+    elif new["id"].is_in(before["id"].to_list()).any() or new["id"].n_unique() != new.height:
+        what = "every row it gives is new, with an id of its own"
+    if what:
+        raise StepError(f"{step.name} is a {step.kind} step: {what}")
+
+
 def _put_back(step: Step, rows: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame:
-    if step.kind not in ("score", "filter"):
+    if step.kind not in ("score", "filter", "revise"):
         return out
-    own = [*step.writes, "drop_reason"] if step.kind == "filter" else list(step.writes)
+    own = list(step.writes) if step.kind == "score" else [*step.writes, "drop_reason"]
     mine = out.select("id", *own)
     joined = rows.drop(own, strict=False).join(mine, on="id", how="left", maintain_order="left")
     if joined.height != rows.height:
         raise StepError(f"{step.name}: two rows of its input have the same id")
-    if "drop_reason" in own:
+    if step.kind == "filter":
         joined = joined.with_columns(drop_reason=rows["drop_reason"].fill_null(joined["drop_reason"]))
+    elif step.kind == "revise":  # what it was not given keeps its mark
+        joined = joined.with_columns(drop_reason=joined["drop_reason"].fill_null(rows["drop_reason"]))
     return joined

@@ -45,6 +45,17 @@ def where(store: Store, rows: str, column: str, value: str) -> str:
     return store.seal(with_counts(store, made, [(store.put_part(key_of(made.id), picked, ROW),)]))
 
 
+def standing(store: Store, rows: str, step: str) -> str:
+    """The rows as they came, with the marks of one step alone: what the others said is said anew in the next round."""
+    made = _manifest("standing", {"step": step}, {"rows": rows}, [store.manifest(rows)])
+    if store.exists(made.id):
+        return made.id
+    mark = pl.when(pl.col("drop_reason").str.starts_with(f"{step}: ")).then("drop_reason")
+    kept = [store.read_shard(s, ROW.names).with_columns(drop_reason=mark) for s in store.manifest(rows).shards]
+    parts = [(store.put_part(key_of(made.id, i), frame, ROW),) for i, frame in enumerate(kept)]
+    return store.seal(with_counts(store, made, parts))
+
+
 def _manifest(step: str, config: dict, inputs: dict[str, str], sources: list[Manifest]) -> Manifest:
     key = key_of(step, config, [source.digest for source in sources])[:12]
     return Manifest(f"{step}-{key}", "rows", step, 1, config, {}, inputs)

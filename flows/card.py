@@ -12,6 +12,7 @@ from types import MappingProxyType
 import polars as pl
 
 from flows import svg
+from flows.cost import cost
 from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
 from flows.spending import in_words
 from storage.schema import ROW
@@ -100,6 +101,8 @@ def _facts(store: Store, made: Manifest, links: Mapping[str, str], names: Names)
         lines.append(("took", f"{text(seconds)} s"))
     if asked := in_words(facts):
         lines.append(("asked of models", text(asked)))
+    if asked := cost(store, made.id):
+        lines.append(("that is", text(asked)))
     return _table(["", ""], lines)
 
 
@@ -123,7 +126,7 @@ def _counts(made: Manifest, numbers: pl.DataFrame) -> str:
             _table(["taken", "why", "rows"], [(str(t), text(w, 200), f"{n:,}") for t, w, n in why.head(20).iter_rows()])
         )
     if "drop_reason" in numbers.columns and numbers["drop_reason"].null_count() < numbers.height:
-        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"[0-9]+(\.[0-9]+)?", "#")
+        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"\b[0-9a-f]{20}\b|[0-9]+(\.[0-9]+)?", "#")
         reasons = why.alias("why").value_counts(sort=True).head(12)
         blocks.append(
             _table(
@@ -150,19 +153,20 @@ def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
         missing = numbers.height - finite.len()
         lines.append((_code(column), *["" if v is None else svg.short(v) for v in middle], f"{missing:,}"))
         if len(images) < _HISTOGRAMS:
-            drawn = svg.histogram(finite.to_list(), _threshold(made, numbers, column), column)
+            drawn = svg.histogram(finite.to_list(), _thresholds(made, numbers, column), column)
             images.append(svg.image(drawn, f"histogram of {column}" if column.isidentifier() else "histogram"))
     seen = f" of {numbers.height:,} rows from both ends" if numbers.height < made.counts.get("rows", 0) else ""
     table = _table(["column", "least", "median", "mean", "most", "missing"], lines)
     return f"## Scores{seen}\n\n{table}\n\n{' '.join(images)}"
 
 
-def _threshold(made: Manifest, numbers: pl.DataFrame, column: str) -> float | None:
-    if column != "clear_confidence":
-        return None
-    if "clear_threshold" in numbers.columns and (known := numbers["clear_threshold"].drop_nulls()).len():
-        return float(known[0])
-    return made.config.get("threshold") if made.step == "clear-filter" else None
+def _thresholds(made: Manifest, numbers: pl.DataFrame, column: str) -> list[float]:
+    """Where CLEAR's decisions fall: the filter's thresholds, one for each of its groups, and eta of a correction."""
+    if column == "clear_confidence" and "clear_threshold" in numbers.columns:
+        return numbers["clear_threshold"].drop_nulls().unique().sort().to_list()
+    if column == "clear_preference" and made.step == "clear-correct":
+        return [made.config["eta"]]
+    return []
 
 
 def _lineage(store: Store, made: Manifest, names: Names) -> str:

@@ -18,9 +18,10 @@ from flows.browse import browse
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
 from flows.compare_config import ablation, load_comparison
 from flows.config import ConfigError, apply_changes, load, settings
-from flows.engines import EngineError, leases
+from flows.cost import cost
+from flows.engines import EngineError
 from flows.evaluate_command import evaluation
-from flows.models import check_models, typed_models
+from flows.models import check_models, lend, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
@@ -121,7 +122,8 @@ def compare(
     else:
         wanted = ablation(config, set_) if ablate else load_comparison(config, set_)
         place = open_store(store)
-        check_models(wanted, place)
+        for arm in ("random", *wanted.arms):
+            check_models(wanted.loop(arm, 1), place)
         from flows.server import serving
 
         with serving(place.root):
@@ -160,9 +162,12 @@ def run_single_step(
 def _run(
     store: Store, step: Step, config: StepConfig, rows: str, tables: Mapping[str, str], typed: Mapping[str, Any]
 ) -> str:
-    models = typed_models(store, step.roles, typed)
     with bar(step.name) as progress:
-        return run_step(store, step, config, rows, tables, leases(models, store, progress), progress)
+        config, lease = lend(step, config, typed_models(store, step.roles, typed), store, progress)
+        made = run_step(store, step, config, rows, tables, lease, progress)
+    if asked := cost(store, made):
+        say(f"{step.name}: {asked}")
+    return made
 
 
 app.add_typer(step_app(run_single_step), name="step")

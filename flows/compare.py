@@ -71,8 +71,9 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
         first = Turn(cells[0].loop, root, 0, 0)
         untuned = first.evaluate("evaluate untuned", heldout, None)
         guarded = first.guard(pool, heldout)
-        scored: dict[str, str] = {}  # what an arm's steps make of the pool is the same for all its seeds and budgets
-        cells = _through(cells, "chosen", partial(_choose, root=root, guarded=guarded, scored=scored))
+        scored: dict[tuple[str, int], str] = {}  # what an arm's steps make of the pool is the same for all its budgets
+        choose = partial(_choose, root=root, guarded=guarded, heldout=heldout, scored=scored)
+        cells = _through(cells, "chosen", choose)
         release()
         cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), workers)
         cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), workers)
@@ -82,9 +83,9 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
     return results
 
 
-def _choose(cell: Cell, root: Path, guarded: str, scored: dict[str, str]) -> Cell:
-    turn = cell.turn(root)
-    rows = scored.get(cell.arm) or scored.setdefault(cell.arm, turn.score(guarded))
+def _choose(cell: Cell, root: Path, guarded: str, heldout: str, scored: dict[tuple[str, int], str]) -> Cell:
+    turn, same = cell.turn(root), (cell.arm, cell.seed)  # a correction has a student, which depends on the seed
+    rows = scored.get(same) or scored.setdefault(same, turn.score(guarded, heldout))
     if cell.loop.budget.rounds > 1:
         return cell  # its rounds choose as they train; they find what the first of them scores
     choice, chosen = turn.choose(rows)

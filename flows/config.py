@@ -131,7 +131,7 @@ class Given(Strict):
 class LoopConfig(Given):
     budget: Budget = Budget()
     score: list[Use] = Field(default_factory=list)
-    """Steps that score and mark the pool, in order, each round."""
+    """Steps that score, mark and correct the pool, in order, each round."""
 
     choose: Use = Use(step="kmeans-quality")
     """Step that chooses the rows of a round."""
@@ -181,9 +181,9 @@ def check_given(path: Path, config: Given) -> None:
 def check_steps(path: Path, said: Any, where: str = "") -> None:
     """Every step of a run or an arm is there, with settings that it has, in a place where its kind belongs."""
     for key, kinds, uses in (
-        ("score", ("score", "filter"), said.score),
+        ("score", ("score", "filter", "revise"), said.score),
         ("choose", ("select",), [said.choose]),
-        ("feedback", ("make", "table"), said.feedback),
+        ("feedback", ("make", "table", "revise"), said.feedback),
     ):
         for use in uses:
             use.config()

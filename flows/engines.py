@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from flows.engine_settings import Local, OpenAI, Vllm
-from flows.responses import Progress, Remembered
+from flows.responses import Progress, Remembered, RememberedClasses
 from flows.run import Lease
 from storage.store import Store
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest, packaged_folder
@@ -102,14 +102,19 @@ def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = l
             # of vLLM's, which take what memory there is, only those of this step stay
             _keep_only({_base_key(spec) for spec in specs.values()}, ("vllm",))
             engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
-        yield {
-            role: Remembered(engine, store, _BATCH.get(specs[role].kind), progress, spent)
-            if specs[role].kind in _OF_LANGUAGE
-            else engine
-            for role, engine in engines.items()
-        }
+        yield {role: _kept(engine, specs[role].kind, store, progress, spent) for role, engine in engines.items()}
 
-    return Lease(identities, open_, spent)
+    adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec, store))}
+    return Lease(identities, open_, spent, adapters)
+
+
+def _kept(engine: Any, kind: str, store: Store, progress: Progress, spent: dict[str, float]) -> Any:
+    """The engine with its answers kept, where it has any that are worth it."""
+    if kind in _OF_LANGUAGE:
+        return Remembered(engine, store, _BATCH.get(kind), progress, spent)
+    if kind == "classifier":
+        return RememberedClasses(engine, store, progress=progress, spent=spent)
+    return engine
 
 
 def release() -> None:
@@ -185,6 +190,13 @@ def _adapter_folder(spec: EngineSpec) -> Path | None:
         if (folder / "adapter_config.json").exists():
             return folder
     raise EngineError(f"there is no adapter in {spec.adapter}; give a folder that holds adapter_config.json")
+
+
+def _dataset_of(spec: EngineSpec, store: Store) -> str | None:
+    """The dataset whose files the adapter is, or the model, where a training in this store made it."""
+    files = Path(spec.adapter or spec.model)
+    dataset = files.parent.name
+    return dataset if dataset and store.files(dataset) == files and store.exists(dataset) else None
 
 
 def _dtype(spec: EngineSpec) -> str:

@@ -16,7 +16,7 @@ from storage.schema import prompt, response
 from storage.store import StoreError
 
 # How often a step sends the tokens of each row through a model; a step that is not named here asks none.
-PASSES = {"perplexity": 1.0, "clear-score": 4.0}
+PASSES = {"perplexity": 1.0, "clear-score": 4.0, "clear-correct": 4.0}
 BACKWARD = 2.0  # cost of the LoRA backward pass, in forward passes
 EFFICIENCY = 0.4  # share of the machine's matrix speed that a small model reaches
 LONGEST = 1 << 15
@@ -36,8 +36,10 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     batch = int(config.train.get("batch_size", 16))
     seeds = len(config.seeds)
     turns = [(use, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
+    turns += [(use, (budget.rounds - 1) * seeds) for use in config.feedback]
     scored = most * mean * sum(PASSES.get(use.step, 0.0) * times for use, times in turns)
-    trainings = seeds * (budget.rounds + (2 if config.baselines else 0))
+    students = [use for use in config.score if find_step(use.step).kind == "revise"]  # each has one of its own
+    trainings = seeds * (budget.rounds * (1 + len(students)) + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
         chosen + rows * config.validation
@@ -71,7 +73,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
 def _by_student(config: LoopConfig, use: Use) -> bool:
     """Whether a step asks the last student, so that it scores the pool anew in every round of every seed."""
     students = {role for role, said in config.roles.items() if said.adapter == "last-student"}
-    return bool(students & set(find_step(use.step).roles))
+    step = find_step(use.step)
+    return step.kind == "revise" or bool(students & set(step.roles))
 
 
 def _count(path: Path, model: str) -> tuple[int, Lengths]:

@@ -1,6 +1,6 @@
 """The loop: import, score, choose, train, evaluate, feed back and round again. Tasks pass dataset ids, never tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import flow
@@ -15,6 +15,8 @@ from flows.publish import Published, publish_report
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
 from storage.store import Store
+
+EVERYTHING = 10**9  # more rows than a pool has
 
 
 @flow(name="improve", persist_result=False)
@@ -38,11 +40,11 @@ def go_round(
 ) -> list[report.Round]:
     """Rounds of score, choose, train, evaluate and feedback; `test` them on the held-out set."""
     store = Store(root)
-    weights, student, rounds, grown = None, None, [], []
+    weights, student, rounds, base = None, None, [], [pool]
     for number in range(1, config.budget.rounds + 1):
         turn = Turn(config, root, seed, number, student, label)
-        guarded = turn.guard(assemble.together(store, [pool, *grown]), heldout)
-        rows = turn.score(guarded)
+        guarded = turn.guard(assemble.together(store, base), heldout)
+        rows = turn.score(guarded, heldout)
         choice, chosen = turn.choose(rows, weights)
         student = turn.train("train", chosen, heldout)
         tested = turn.evaluate("evaluate held-out", heldout, student) if test else None
@@ -52,10 +54,14 @@ def go_round(
             validated = turn.evaluate("evaluate validation", validation, student, likelihood=True, before=rows)
             seen = turn.evaluate("evaluate choice", chosen, student, likelihood=True, before=rows)
             results = turn.keep("results", assemble.together(store, [seen, validated]))
-            made = [turn.apply(u, rows, results=results, weights=weights) for u in config.feedback]
+            revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
+            others = [u for u in config.feedback if u not in revise]
+            made = [turn.apply(u, rows, results=results, weights=weights) for u in others]
             weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
             new = [d for d in made if store.manifest(d).kind == "rows"]
-            grown += new
+            corrected = turn.revise(revise, rows, student)
+            base = ([assemble.standing(store, corrected, revise[0].step)] if revise else base) + new
+            new += [corrected] if revise else []
         rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
             say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
@@ -72,7 +78,7 @@ def _compare(turn: "Turn", pool: str, heldout: str, rounds: list[report.Round]) 
         everything = Turn(turn.config, turn.root, 0, 0)
         same = {"rows": store.manifest(rounds[-1].choice).counts["taken"]}  # the loop's, which may be under the budget
         random = turn.apply(Use(step="random", **{"with": same}), guarded)
-        full = everything.apply(Use(step="random", **{"with": {"rows": 10**9}}), guarded, name="full")
+        full = everything.apply(Use(step="random", **{"with": {"rows": EVERYTHING}}), guarded, name="full")
         for arm, choice in (("random", random), ("full pool", full)):
             chosen = assemble.taken(store, guarded, choice)
             adapters.append(turn.train(f"train {arm}", chosen, heldout))
@@ -102,9 +108,23 @@ class Turn:
         rows = self.apply(Use(step="heldout-overlap"), rows, heldout=heldout)
         return self.apply(Use(step="split", **{"with": {"share": self.config.validation}}), rows)
 
-    def score(self, rows: str) -> str:
-        for use in self.config.score:
-            rows = self.apply(use, rows)
+    def score(self, rows: str, heldout: str) -> str:
+        """The steps of the config in order. What revises has a student of its own, tuned on what is live so far."""
+        for place, use in enumerate(self.config.score):
+            if find_step(use.step).kind == "revise":
+                name = f"{use.step}-{place}"
+                everything = Use(step="random", **{"with": {"rows": EVERYTHING}})
+                choice = self.apply(everything, rows, name=f"{name}-rows")
+                student = self.train(f"train {name}", assemble.taken(self.store, rows, choice), heldout)
+                rows = self.revise([use], rows, student)
+            else:
+                rows = self.apply(use, rows)
+        return rows
+
+    def revise(self, uses: list[Use], rows: str, student: str) -> str:
+        """The rows with what a student of this very turn gives better; as they are where nothing is asked for."""
+        for use in uses:
+            rows = replace(self, student=student).apply(use, rows)
         return rows
 
     def choose(self, rows: str, weights: str | None = None) -> tuple[str, str]:
@@ -119,12 +139,15 @@ class Turn:
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
         """Run a step. What it chooses or makes depends on the round and the seed; scores are the same for all seeds."""
-        limits = self._drawn() if find_step(use.step).kind in ("select", "make") else {}
-        if find_step(use.step).kind == "select":
+        kind = find_step(use.step).kind
+        limits = self._drawn() if kind in ("select", "make", "revise") else {}
+        if kind == "select":
             limits["rows"] = self.config.budget.rows
         settings = use.config(**limits)
         given = {k: v for k, v in tables.items() if v}
         label, models = self._label(name or use.step), role_models(self.config, self.store, self.student)
+        if kind == "revise" and self.student:
+            models["student"] = tuned(self.store, self.config.model, self.student)
         return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
 
     def train(self, what: str, rows: str, heldout: str) -> str:

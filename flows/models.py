@@ -1,18 +1,24 @@
 """Which model plays which role."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from pydantic import TypeAdapter, ValidationError
 
+from curation.step import Step, StepConfig, find_step
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
-from flows.engines import EngineSpec, identity, model_folder
+from flows.engines import EngineError, EngineSpec, identity, leases, model_folder
+from flows.responses import Progress
+from flows.run import Lease
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
 OF_PAIRS = ("nli", "reward")  # models that judge pairs of texts; none comes with the installation
 EMBEDDER = "all-MiniLM-L6-v2"
+NLI = "microsoft/deberta-large-mnli"  # BSDetector's
 
 
 def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[str, EngineSpec]:
@@ -24,14 +30,52 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
     models["base"] = models["student"] = tuned(store, config.model, None, config.engine)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
-    judging = {role: config.roles[role].model for role in OF_PAIRS if role in config.roles}
-    return models | {role: EngineSpec(kind="classifier", model=model) for role, model in judging.items() if model}
+    reward = config.roles.get("reward", RoleModel()).model
+    models |= {"reward": EngineSpec(kind="classifier", model=reward)} if reward else {}
+    return models | _nli(config.roles.get("nli", RoleModel()).model)
 
 
 def check_models(config: LoopConfig, store: Store) -> None:
     """Find every model before anything is run; raises EngineError naming the one that cannot be had."""
-    for spec in role_models(config, store, None).values():
+    models = role_models(config, store, None)
+    for spec in models.values():
         identity(spec)
+    for use in (*config.score, *config.feedback):
+        lend(find_step(use.step), use.config(), models, store)
+
+
+def lend(
+    step: Step,
+    config: StepConfig,
+    models: Mapping[str, EngineSpec],
+    store: Store,
+    progress: Progress = lambda done, total: None,
+) -> tuple[StepConfig, Lease]:
+    """The settings with every `auto` decided, and the engines that they ask for; EngineError names one that is missing.
+
+    It is decided by what is on this machine or named, and nothing is fetched for it: the same command does not turn out
+    otherwise because a network is down.
+    """
+    config = config.settled(models)
+    asked = {role: models.get(role) or EngineSpec(kind="classifier", model=NLI) for role in step.asks(config)}
+    if "nli" in asked:
+        _check_nli(asked["nli"].model)
+    return config, leases(asked, store, progress)
+
+
+def _check_nli(model: str) -> None:
+    said = model_folder(model) / "config.json"
+    labels = list(json.loads(said.read_text()).get("id2label", {}).values()) if said.exists() else []
+    if not any("contradict" in str(label).lower() for label in labels):
+        raise EngineError(
+            f"{model} is no NLI model: none of its classes {labels[:5]} is contradiction; name one such as {NLI}"
+        )
+
+
+def _nli(model: str | None) -> dict[str, EngineSpec]:
+    """The NLI model that is named, or the default one where its files are on this machine already."""
+    here = isinstance(try_to_load_from_cache(NLI, "config.json"), str)
+    return {"nli": EngineSpec(kind="classifier", model=model or NLI)} if model or here else {}
 
 
 def instruct_adapter(model: str) -> str | None:
@@ -43,7 +87,9 @@ def instruct_adapter(model: str) -> str | None:
 def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | None]) -> dict[str, EngineSpec]:
     """A model for each role as a command has it: `judge` names the model, `judge_adapter` a dataset or a folder."""
     engine = typed_engine(typed.get("engine") or "local", typed.get("engine_set") or [])
-    return {role: _typed(store, role, typed.get(role), typed.get(f"{role}_adapter"), engine) for role in roles}
+    roles, nli = list(roles), _nli(typed.get("nli"))
+    models = {r: _typed(store, r, typed.get(r), typed.get(f"{r}_adapter"), engine) for r in roles if r != "nli"}
+    return models | (nli if "nli" in roles else {})
 
 
 def tuned(store: Store, model: str, trained: str | None, engine: Local | Vllm | OpenAI | None = None) -> EngineSpec:

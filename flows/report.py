@@ -211,10 +211,14 @@ def _spoilt_table(said: dict[str, Any]) -> list[str]:
 
 
 def taken_share(store: Store, rows: str, choice: str, wrong: pl.DataFrame) -> dict:
-    """Share of spoilt rows among those taken; a grown row has its parent's answer, and is as wrong."""
-    parents = store.read(rows, ["id", "parent_id"])
+    """Share of spoilt rows among those taken; a grown row has its parent's answer, and is as wrong.
+
+    Whether a corrected answer is right is not known from its parent: such rows are counted among the grown ones alone.
+    """
+    parents = store.read(rows, ["id", "parent_id", "method"])
     took = store.read(choice, ["id", "taken"]).filter("taken").join(parents, on="id")
-    from_ = took.select(id=pl.coalesce("parent_id", "id")).join(wrong, on="id", how="left")
+    known = took.filter(pl.col("method").ne_missing("clear-correct"))
+    from_ = known.select(id=pl.coalesce("parent_id", "id")).join(wrong, on="id", how="left")
     return {"spoilt": float(from_["spoilt"].mean() or 0.0), "grown": took.height - took["parent_id"].null_count()}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.step import Completion, Engine, Failed
+from curation.step import Classifier, Completion, Engine, Failed
 from storage.responses import Answer, Responses
 from storage.schema import Messages
 from storage.store import Store, key_of
@@ -195,6 +195,44 @@ class _Heard:
         if self.pending:
             self.store.put(self.pending)
         self.pending, self.kept = [], time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedClasses:
+    """Satisfies `curation.step.Classifier`."""
+
+    engine: Classifier
+    store: Store
+    batch: int = 1024
+    progress: Progress = lambda done, total: None
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.engine.labels
+
+    def classify(self, pairs: list[tuple[str, str]]) -> list[list[float] | Failed]:
+        found: list[list[float] | Failed] = []
+        for start in range(0, len(pairs), self.batch):
+            some = pairs[start : start + self.batch]
+            keys = [key_of("classes", self.identity, pair) for pair in some]
+            known = self._kept.find(keys)
+            new = {key: pair for key, pair in zip(keys, some, strict=True) if key not in known}
+            judged = dict(zip(new, self.engine.classify(list(new.values())), strict=True)) if new else {}
+            self._kept.put(Answer(k, json.dumps(j)) for k, j in judged.items() if not isinstance(j, Failed))
+            known |= self._kept.find(list(new))
+            found += [json.loads(known[key]) if key in known else judged[key] for key in keys]
+            self.progress(min(start + self.batch, len(pairs)), len(pairs))
+        self.spent["classified_pairs"] = self.spent.get("classified_pairs", 0) + len(pairs)
+        return found
+
+    @property
+    def _kept(self) -> Responses:
+        return Responses(self.store.root / "responses.sqlite")
 
 
 def _seed(seed: int, start: int) -> int:

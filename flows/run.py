@@ -1,7 +1,7 @@
 """The one way a step is run. The command line and every flow come through here."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from storage.schema import CHOICE, ROW
 from storage.store import Manifest, Part, Shard, Store, StoreError, key_of
 
 _SCHEMA = {"select": CHOICE, "make": ROW}
-_KIND = {"score": "rows", "filter": "rows", "select": "choice", "make": "rows", "table": "table"}
+_KIND = {"select": "choice", "table": "table"}  # all others make rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Lease:
     identities: Mapping[str, str] = field(default_factory=dict)
     open: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
     spent: Mapping[str, float] = field(default_factory=dict)  # what was asked of the engines so far
+    adapters: Mapping[str, str] = field(default_factory=dict)  # role: the adapter dataset of this store that plays it
 
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -42,17 +43,17 @@ def plan_step(
         raise StoreError(f"{step.name} works on rows, and {rows} is a {kind}; name a dataset of rows")
     tables = {name: dataset for name, dataset in (tables or {}).items() if name in step.tables}
     settings = config.model_dump(mode="json")
-    engines = {role: lease.identities[role] for role in step.roles}
+    engines = {role: lease.identities[role] for role in step.asks(config)}
     digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
     key = key_of(step.name, step.version, settings, engines, digests, store.manifest(rows).digest)
     return Manifest(
         id=f"{step.name}-{key[:12]}",
-        kind=_KIND[step.kind],
+        kind=_KIND.get(step.kind, "rows"),
         step=step.name,
         version=step.version,
         config=settings,
         engines=engines,
-        inputs={"rows": rows, **tables},
+        inputs={"rows": rows, **tables, **lease.adapters},
     )
 
 
@@ -74,9 +75,12 @@ def run_step(
         return made.id
     started = time.time()
     shards = _run_shards(store, step, config, made, lease, progress)
-    asked = of_shards(store, shards)
-    store.note_run(made.id, started=started, seconds=round(time.time() - started, 3), **asked)
-    return store.seal(with_counts(store, made, shards))
+    given = store.manifest(rows)
+    live = given.counts.get("live", sum(shard[0].rows for shard in given.shards if shard))
+    asked = live + given.counts.get(f"dropped by {step.revives}", 0)
+    spent = of_shards(store, shards)
+    store.note_run(made.id, started=started, seconds=round(time.time() - started, 3), rows=asked, **spent)
+    return store.seal(with_counts(store, made, shards, step.writes))
 
 
 def _run_shards(
@@ -89,10 +93,10 @@ def _run_shards(
 ) -> list[Shard]:
     """The shards of the result; only what has no part yet is computed."""
     source = store.manifest(made.inputs["rows"])
-    tables = {name: dataset for name, dataset in made.inputs.items() if name != "rows"}
+    tables = {name: dataset for name, dataset in made.inputs.items() if name in step.tables}
     digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
     made_of = (made.step, made.version, made.config, made.engines, digests)
-    read = [_projected(shard, {*ROW.names, *step.reads, *config.columns()}) for shard in source.shards]
+    read = [_projected(shard, {*ROW.names, *step.reads, *step.takes, *config.columns()}) for shard in source.shards]
     if step.scope == "dataset" or step.kind in ("select", "table"):
         groups = [list(range(len(read)))]
         keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]
@@ -101,9 +105,11 @@ def _run_shards(
         keys = [[key_of(made_of, _digests(r))] for r in read]
     if step.kind in ("select", "table", "make"):  # what comes out has no shard of the input to stand beside
         keys = [group[:1] or [key_of(made_of, [])] for group in keys]
+    elif step.kind == "revise":  # the rows it was given, beside which its columns stand, and a part of new ones
+        keys = [[*group, key_of(group, "new rows")] for group in keys]
 
     shard_rows = [shard[0].rows if shard else 0 for shard in source.shards]
-    total, done, out = sum(shard_rows), 0, {}
+    total, done, out, new = sum(shard_rows), 0, {}, []
     with _lazily(lease) as engines:
         for group, group_keys in zip(groups, keys, strict=True):
             parts = [store.part(k) for k in group_keys]
@@ -119,8 +125,9 @@ def _run_shards(
             done += sum(shard_rows[i] for i in group)
             progress(done, total)
             out.update(zip(group or [0], parts, strict=False))
-    if step.kind in ("score", "filter"):
-        return [(*source.shards[i], out[i]) for i in sorted(out)]
+            new += parts[len(group) :] if step.kind == "revise" else []
+    if step.kind in ("score", "filter", "revise"):
+        return [(*source.shards[i], out[i]) for i in sorted(out) if i < len(read)] + [(p,) for p in new if p.rows]
     return [(out[i],) for i in sorted(out)]
 
 
@@ -129,13 +136,15 @@ def _put(store: Store, step: Step, result: pl.DataFrame, heights: list[int], key
         return [store.put_part(keys[0], result, _SCHEMA[step.kind])]
     if step.kind == "table":
         return [store.put_part(keys[0], result.select(step.writes))]
-    own = ["id", *step.writes, *(["drop_reason"] if step.kind == "filter" else [])]
+    own = ["id", *step.writes, *(["drop_reason"] if step.kind != "score" else [])]
     own = list(dict.fromkeys(own))
     starts = [sum(heights[:i]) for i in range(len(heights))]
-    return [
+    beside = [
         store.put_part(key, result.slice(start, height).select(own))
-        for key, start, height in zip(keys, starts, heights, strict=True)
+        for key, start, height in zip(keys, starts, heights, strict=False)
     ]
+    made = [store.put_part(keys[-1], result.slice(sum(heights)), ROW)] if step.kind == "revise" else []
+    return beside + made
 
 
 def _projected(shard: Shard, wanted: set[str]) -> Shard:
@@ -175,8 +184,11 @@ class _lazily:
             self.context.__exit__(*error)
 
 
-def with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
-    """The manifest with its shards and what they hold: rows, live rows and rows by drop reason."""
+def with_counts(store: Store, made: Manifest, shards: list[Shard], writes: Iterable[str] = ()) -> Manifest:
+    """The manifest with its shards and what they hold: rows, live rows, rows by drop reason, and facts that it found.
+
+    A fact is a column of yes and no among `writes`, the columns that its step wrote.
+    """
     rows = sum(shard[0].rows for shard in shards)
     counts = {"rows": rows}
     if made.kind == "rows":
@@ -186,6 +198,8 @@ def with_counts(store: Store, made: Manifest, shards: list[Shard]) -> Manifest:
             dropped = tally.drop_nulls().value_counts().sort("step")
             counts |= {"live": int(reasons["drop_reason"].null_count())}
             counts |= {f"dropped by {s}": int(n) for s, n in dropped.iter_rows()}
+        for column in (c for c in writes if shards and c in store.flags(shards[0])):
+            counts[column] = sum(int(store.read_shard(s, [column])[column].sum()) for s in shards)
     elif made.kind == "choice":
         counts["taken"] = int(sum(store.read_shard(s, ["taken"])["taken"].sum() for s in shards))
     return Manifest(**{**{f: getattr(made, f) for f in made.__slots__}, "shards": tuple(shards), "counts": counts})

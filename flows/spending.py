@@ -13,6 +13,7 @@ FACTS = (
     "prompt_tokens",
     "cached_tokens",
     "generated_tokens",
+    "classified_pairs",
     "engine_seconds",
     "cost",
 )

@@ -2,6 +2,8 @@
 
 from curation import (  # noqa: F401
     clear,
+    clear_correct,
+    clear_filter,
     diversity,
     duplicates,
     embed,

@@ -12,6 +12,7 @@ FILL = "#5b8def"
 FILL_SOFT = "#4a6fb3"
 MARK = "#d9534f"
 LINES = ("#5b8def", "#d9534f", "#2f9e6e", "#b07cc6", "#d58a1f", "#3aa5b8", "#9a7b4f", "#7b7f87")
+_MARKS = 12  # thresholds that are drawn one by one; of more, the first and the last
 _FONT = "font-family='system-ui,sans-serif' font-size='12'"
 _UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # one of these and no browser draws
 
@@ -22,27 +23,32 @@ def image(svg: str, alt: str = "") -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def histogram(values: Iterable[float | None], threshold: float | None = None, title: str = "") -> str:
-    """How often each value comes; the threshold as a dashed line, what lies under it in grey."""
+def histogram(values: Iterable[float | None], thresholds: Sequence[float] = (), title: str = "") -> str:
+    """How often each value comes; thresholds as dashed lines, and what lies under them all in grey."""
+    thresholds = sorted({t for t in thresholds if _drawable(t)})
+    lowest, marks = thresholds[:1], thresholds if len(thresholds) <= _MARKS else [thresholds[0], thresholds[-1]]
     found = sorted(v for v in values if _drawable(v))
     width, height, left, top, bottom = 350, 170, 10, 30, 22
     if not found:
         return _svg(width, 60, _text(left, 18, title, bold=True) + _text(left, 42, "no values"))
-    low, high = _range([*found, *([threshold] if _drawable(threshold) else [])])
+    low, high = _range([*found, *marks])
     bins, start, end = _bins(found, low, high)
     tallest, step, inner = max(bins), (width - 2 * left) / len(bins), height - top - bottom
     body = [_text(left, 18, title, bold=True), _text(width - left, 18, f"highest bar {tallest:,}", "end", FAINT)]
     for i, n in enumerate(bins):
         tall = max(inner * n / tallest, 1.5 if n else 0)
         gap = min(2.0, step / 5)
-        under = _drawable(threshold) and start + (i + 0.5) * (end - start) / len(bins) <= threshold
+        under = any(start + (i + 0.5) * (end - start) / len(bins) <= t for t in lowest)
         body.append(_rect(left + i * step + gap / 2, top + inner - tall, step - gap, tall, FAINT if under else FILL))
     body.append(_line(left, top + inner + 0.5, width - left, top + inner + 0.5, FAINT))
     body += [_text(left, height - 6, short(low)), _text(width - left, height - 6, short(high), "end")]
-    if _drawable(threshold):
-        x = left + (width - 2 * left) * (threshold - start) / (end - start)
-        body.append(_line(x, top - 4, x, top + inner, MARK, dash=True))
-        body.append(_text(min(max(x, 60), width - 60), height - 6, f"threshold {short(threshold)}", "middle", MARK))
+    places = [left + (width - 2 * left) * (t - start) / (end - start) for t in marks]
+    body += [_line(x, top - 4, x, top + inner, MARK, dash=True) for x in places]
+    if marks:
+        named = f"thresholds {short(marks[0])} to {short(marks[-1])}" if marks[1:] else f"threshold {short(marks[0])}"
+        body.append(
+            _text(min(max(places[0], 60), width - 60 - 60 * bool(marks[1:])), height - 6, named, "middle", MARK)
+        )
     return _svg(width, height, "".join(body))
 
 

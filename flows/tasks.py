@@ -16,7 +16,9 @@ from flows import (
     steps,  # noqa: F401  registers every step, in whatever process a flow is run
 )
 from flows.config import train_settings
-from flows.engines import EngineSpec, leases
+from flows.cost import cost
+from flows.engines import EngineSpec
+from flows.models import lend
 from flows.progress import bar, say
 from flows.run import run_step
 from flows.training import train_adapter
@@ -50,8 +52,8 @@ def run_one_step(
     if missing := [role for role in step.roles if role not in models]:
         raise StoreError(f"{step_name} needs a model for {missing}; name one under `roles` in the config")
     with _stage(label, store, name) as done, bar(label) as progress:
-        lease = leases({role: models[role] for role in step.roles}, store, progress)
-        return done(run_step(store, step, settings, rows, tables, lease, progress))
+        config, lease = lend(step, settings, models, store, progress)
+        return done(run_step(store, step, config, rows, tables, lease, progress))
 
 
 @task(**_PLAIN)
@@ -84,7 +86,8 @@ def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]
         if dataset in before:
             say(f"[dim]{label}: already there ({told})[/dim]")
         else:
-            say(f"{label}: {told} [cyan]{time.monotonic() - started:.1f} s[/cyan]")
+            took = f"{time.monotonic() - started:.1f} s"
+            say(f"{label}: {told} [cyan]{', '.join(filter(None, [took, cost(store, dataset)]))}[/cyan]")
             cards.publish_soon(store, dataset)
         return dataset
 

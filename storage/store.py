@@ -141,6 +141,12 @@ class Store:
         frames = list(self.shards(dataset, columns))
         return pl.concat(frames, how="diagonal_relaxed") if frames else empty_rows()
 
+    def flags(self, shard: Shard) -> list[str]:
+        """The columns of yes and no that a shard has; told by its files' schemas, no row is read."""
+        schemas = [pq.read_schema(self.root / part.file) for part in shard]
+        owner = {column: schema.field(column) for schema in schemas for column in schema.names}
+        return [column for column, field in owner.items() if pa.types.is_boolean(field.type)]
+
     def read_side(self, dataset: str, table: str) -> pl.DataFrame:
         parts = self.manifest(dataset).side.get(table, ())
         frames = [pl.from_arrow(pq.read_table(self.root / p.file)) for p in parts]

@@ -46,3 +46,18 @@ class FakeEmbedder:
         counts = np.array([[t.lower().count(c) for c in "abcdefghijklmnopqrstuvwxyz"] for t in texts], np.float32)
         counts = counts.reshape(len(texts), 26) + 1e-3
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+@dataclass
+class FakeNLI:
+    """Contradiction of a pair of texts as `odds(left, right)` says; remembers the pairs."""
+
+    odds: Callable[[str, str], float] = lambda left, right: 0.5
+    identity: str = "fake-nli"
+    labels: tuple[str, ...] = ("contradiction", "neutral", "entailment")
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def classify(self, pairs):
+        self.asked += pairs
+        odds = [self.odds(*p) for p in pairs]
+        return [[o, (1 - o) / 2, (1 - o) / 2] for o in odds]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from curation.step import STEPS, StepError
 from flows import steps  # noqa: F401  registers every step
 from storage.schema import CHOICE, ROW, conform, message
-from tests.fakes import FakeEmbedder, FakeEngine
+from tests.fakes import FakeEmbedder, FakeEngine, FakeNLI
 from tests.rows import rows
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,7 @@ ENGINES = {
         ("judge", "candidate", "teacher", "student", "base"), FakeEngine(reply=lambda text, i: f"{text} {i}")
     ),
     "embedder": FakeEmbedder(),
+    "nli": FakeNLI(),
 }
 
 
@@ -91,7 +92,7 @@ def hostile(n: int) -> pl.DataFrame:
     out = out.with_columns(
         clear_confidence=pl.when(pl.int_range(pl.len()) % 11 == 5).then(None).otherwise("clear_confidence")
     )
-    dropped = ["somebody: said so" if i % 5 == 2 else None for i in range(n)]
+    dropped = [{2: "somebody: said so", 4: "clear-filter: doubtful"}.get(i % 5) for i in range(n)]
     return out.with_columns(drop_reason=pl.Series(dropped, dtype=pl.String)).with_columns(
         messages=pl.when(pl.int_range(pl.len()) == 1)
         .then(
@@ -127,9 +128,13 @@ def tables(frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
 def test_every_step_keeps_the_promise_of_its_kind(name, n):
     step, frame = STEPS[name], hostile(n)
     out = step(frame, step.config(), ENGINES, tables(frame))
-    if step.kind in ("score", "filter"):
-        assert out["id"].equals(frame["id"])
-        was = frame["drop_reason"].is_not_null()
+    if step.kind in ("score", "filter", "revise"):
+        old = out.head(frame.height)
+        assert old["id"].equals(frame["id"])
+        assert step.kind == "revise" or out.height == old.height
+        assert conform(out.slice(frame.height), ROW).num_rows == out.height - frame.height
+        revived = frame["drop_reason"].str.starts_with(f"{step.revives}: ") if step.revives else pl.Series([False])
+        out, was = old, frame["drop_reason"].is_not_null() & ~revived.fill_null(False)
         assert out.filter(was)["drop_reason"].equals(frame.filter(was)["drop_reason"])
         assert set(step.writes) <= set(out.columns)
     elif step.kind == "select":

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from curation.shingles import normalised
+from examples.clean import mended
 from examples.make import RECIPES
 from training.nano.labels import HELD_OUT_INTENTS
 
@@ -121,3 +122,32 @@ def test_copies_of_clinc15_keep_the_answer_of_their_original():
     # 28 of the 56 are exact and 14 differ in case or punctuation; "please" and "now" make another text
     assert sum(map(len, copied)) - len(copied) == 42
     assert all(len(set(found)) == 1 for found in copied)
+
+
+def test_drop_is_what_its_readme_says():
+    files = {name: read("drop", f"{name}.jsonl") for name in ("raw", "test", "spoilt")}
+    told = re.findall(r"^\| `(\w+)\.jsonl` \| ([\d,]+) \|", (EXAMPLES / "drop/README.md").read_text(), re.MULTILINE)
+    assert {name: int(number) for name, number in told} == {name: len(lines) for name, lines in files.items()}
+    passages = {
+        name: {line["instruction"].split("\nQuestion: ")[0] for line in files[name]} for name in ("raw", "test")
+    }
+    assert not passages["raw"] & passages["test"] and len(passages["test"]) == 20
+    for line in files["raw"] + files["test"]:
+        passage = line["instruction"].split("\nQuestion: ")[0]
+        assert len(passage) <= 700 + len("Passage: ") and line["output"].lower() in passage.lower()
+    for wrong in files["spoilt"]:
+        assert files["raw"][wrong["line"] - 1]["output"] == wrong["given"] != wrong["true"]
+
+
+@pytest.mark.parametrize("name", ["snips", "drop"])
+def test_a_clean_pool_is_the_raw_one_with_true_answers_in_the_place_of_wrong_ones(name):
+    raw = (EXAMPLES / name / "raw.jsonl").read_bytes().splitlines(keepends=True)
+    wrong = {line["line"]: line for line in read(name, "spoilt.jsonl")}
+    clean = mended(raw, {n: line["true"] for n, line in wrong.items()})
+    assert [n for n, (a, b) in enumerate(zip(raw, clean, strict=True), 1) if a != b] == sorted(wrong)
+    for n, line in wrong.items():
+        now = json.loads(clean[n - 1])
+        assert now.pop("output") == line["true"]
+        assert now | {"output": line["given"]} in [
+            json.loads(raw[n - 1].decode(c, "replace")) for c in ("utf-8", "latin-1")
+        ]

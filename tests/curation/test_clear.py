@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curation import clear
-from curation.step import Completion, Failed, StepError
-from tests.fakes import FakeEmbedder, FakeEngine
+from curation import bsdetector, clear
+from curation.step import Completion, Failed
+from tests.fakes import FakeEmbedder, FakeEngine, FakeNLI
 from tests.rows import rows
 
 
@@ -30,7 +30,7 @@ def test_confidence_equals_the_worked_example():
     # s = [1, .9, .2, 1, .6], r = [1, 0, 0, 1, 0] -> O = .672; replies A then C -> S = .75; C = .7 * .672 + .3 * .75
     answers = ["y", "near", "far", "y", "half"]
     candidate = FakeEngine(reply=lambda text, i: answers[i])
-    judge = FakeEngine(probabilities=lambda text: [0, 0, 1] if text == clear.CHALLENGE else [1, 0, 0])
+    judge = FakeEngine(probabilities=lambda text: [0, 0, 1] if text == bsdetector.CHALLENGE else [1, 0, 0])
     embedder = Embedded({"near": 0.9, "far": 0.2, "half": 0.6})
     out = confidence_of(rows(("q", "y")), clear.ClearScore(samples=5), candidate, judge, embedder)
     assert out["clear_consistency"].item() == pytest.approx(0.672)
@@ -52,7 +52,7 @@ def test_confidence_reaches_its_bounds(answer, letters, confidence):
 
 
 def test_letters_are_parsed_when_asked_for_and_an_unreadable_one_counts_as_unsure():
-    judge = FakeEngine(reply=lambda text, i: "hmm" if text == clear.CHALLENGE else "I think (A)")
+    judge = FakeEngine(reply=lambda text, i: "hmm" if text == bsdetector.CHALLENGE else "I think (A)")
     config = clear.ClearScore(reflection="letter", similarity="exact")
     out = confidence_of(rows(("q", "y")), config, FakeEngine(reply=lambda t, i: "y"), judge)
     assert out["clear_reflection"].item() == pytest.approx((1 + 0.5) / 2)
@@ -75,52 +75,81 @@ def test_a_failed_row_has_no_confidence_and_its_neighbour_keeps_its_own():
 def test_the_judge_is_asked_with_instruction_and_answer_and_then_challenged():
     judge = FakeEngine(probabilities=lambda t: [1, 0, 0])
     confidence_of(rows(("2+2?", "5")), clear.ClearScore(), FakeEngine(), judge)
-    assert judge.asked == [clear.REFLECT.format(instruction="2+2?", response="5"), clear.CHALLENGE]
+    assert judge.asked == [bsdetector.REFLECT.format(question="2+2?", answer="5"), bsdetector.CHALLENGE]
 
 
-def scored(confidence, consistency=None):
-    n = len(confidence)
-    return rows(*[("q", "a")] * n, clear_confidence=confidence, clear_consistency=consistency or [0.0] * n)
+def test_confidence_with_an_nli_model_equals_the_worked_example_and_asks_in_both_orders():
+    # contradictions (y, s), (s, y): near .2 and 0, far .7 and .9, half .3 and .5 -> s = .9, .2, .6; the rest as above.
+    # One order alone, or alpha and beta exchanged, gives another number.
+    odds = {("y", "near"): 0.2, ("near", "y"): 0.0, ("y", "far"): 0.7, ("far", "y"): 0.9, ("y", "half"): 0.3}
+    odds[("half", "y")] = 0.5
+    nli = FakeNLI(odds=lambda left, right: odds[left.removeprefix("q\n"), right.removeprefix("q\n")])
+    answers = ["y", "near", "far", "Y.", "half"]
+    candidate = FakeEngine(reply=lambda text, i: answers[i])
+    judge = FakeEngine(probabilities=lambda text: [0, 0, 1] if text == bsdetector.CHALLENGE else [1, 0, 0])
+    engines = {"candidate": candidate, "judge": judge, "nli": nli}
+    out = clear.score(rows(("q", "y")), clear.ClearScore(similarity="nli"), engines)
+    assert out["clear_similarity"].item() == pytest.approx((1 + 0.9 + 0.2 + 1 + 0.6) / 5)
+    assert out["clear_consistency"].item() == pytest.approx(0.672)
+    assert out["clear_confidence"].item() == pytest.approx(0.6954)
+    assert out["clear_compared_by"].item() == "nli"
+    assert len(nli.asked) == 6 and all(side.startswith("q\n") for pair in nli.asked for side in pair)
 
 
-@pytest.mark.parametrize("n", [7, 8, 101])
-def test_the_median_keeps_the_lower_half_out(n):
-    confidence = np.random.default_rng(0).permutation(n) / n
-    out = clear.drop_doubtful(scored(list(confidence)), clear.ClearFilter())
-    assert out["drop_reason"].null_count() == n // 2
+def test_nli_similarity_is_the_same_with_the_sides_exchanged_and_asks_nothing_of_equal_texts():
+    nli = FakeNLI(odds=lambda left, right: 0.9 if left < right else 0.2)
+    one, other, same = (
+        bsdetector.nli_similarity(bsdetector.Pairs(np.array([0]), [a], [b]), ["q"], nli)
+        for a, b in (("a", "b"), ("b", "a"), ("a", " A. "))
+    )
+    assert one == other == pytest.approx(0.45)
+    assert same == 1.0 and len(nli.asked) == 4
 
 
-def test_ties_at_the_median_are_broken_by_consistency():
-    out = clear.drop_doubtful(scored([0.5, 0.5, 0.5, 0.5], [0.1, 0.9, 0.2, 0.8]), clear.ClearFilter())
-    assert out["drop_reason"].is_null().to_list() == [False, True, False, True]
+def test_auto_is_the_nli_model_where_one_is_here_and_embeddings_where_not():
+    config = clear.ClearScore()
+    assert config.settled({"nli"}).similarity == "nli" and config.settled({"judge"}).similarity == "embedding"
+    assert clear.ClearScore(similarity="exact").settled({"nli"}).similarity == "exact"
+    assert clear.score.asks(config.settled(())) == ("candidate", "judge", "embedder")
+    assert clear.score.asks(config.settled({"nli"})) == ("candidate", "judge", "nli")
+    out = confidence_of(rows(("q", "y")), config, FakeEngine(), FakeEngine())
+    assert out["clear_compared_by"].item() == "embedding"
 
 
-def test_within_groups_a_kind_that_the_model_finds_hard_keeps_its_better_half():
-    table = scored([0.9, 0.8, 0.7, 0.6, 0.2, 0.1, 0.05, 0.0]).with_columns(kind=pl.Series(["easy"] * 4 + ["hard"] * 4))
-    kept = {
-        within: clear.drop_doubtful(table, clear.ClearFilter(within=within))["drop_reason"].is_null().to_list()
-        for within in (None, "kind")
-    }
-    assert kept == {None: [True] * 4 + [False] * 4, "kind": ([True] * 2 + [False] * 2) * 2}
+def test_k_answers_of_a_prompt_are_one_request():
+    candidate = FakeEngine(reply=lambda text, i: str(i))
+    confidence_of(rows(("q", "y"), ("p", "y")), clear.ClearScore(samples=7), candidate, FakeEngine())
+    assert candidate.asked == ["q", "p"]
 
 
-def test_a_group_of_one_row_keeps_it_unless_it_has_no_confidence():
-    table = scored([0.9, 0.8, 0.1, None]).with_columns(kind=pl.Series(["a", "a", "b", "c"]))
-    out = clear.drop_doubtful(table, clear.ClearFilter(within="kind"))
-    assert out["drop_reason"].is_null().to_list() == [True, False, True, False]
-    assert clear.drop_doubtful(table.clear(), clear.ClearFilter(within="kind")).height == 0
-    with pytest.raises(ValueError, match="not both"):
-        clear.ClearFilter(within="kind", threshold=0.5)
-    with pytest.raises(StepError, match="no column 'topic'"):
-        clear.drop_doubtful(table, clear.ClearFilter(within="topic"))
+def test_a_judge_that_fails_on_a_row_leaves_it_without_confidence_and_says_why():
+    class Short(FakeEngine):
+        def choose(self, prompts, answers):
+            found = super().choose(prompts, answers)
+            return [
+                Failed("too long") if "giant" in p[0]["content"] else f for p, f in zip(prompts, found, strict=True)
+            ]
+
+    judge = Short(probabilities=lambda t: [1, 0, 0])
+    pool = rows(("giant", "y"), ("q", "y"))
+    out = confidence_of(pool, clear.ClearScore(), FakeEngine(reply=lambda t, i: "y"), judge)
+    assert out["clear_confidence"].to_list() == [None, pytest.approx(1.0)]
+    assert out["clear_error"].to_list() == ["too long", None]
 
 
-def test_a_fixed_threshold_names_both_numbers_in_the_reason():
-    out = clear.drop_doubtful(scored([0.25, 0.75]), clear.ClearFilter(threshold=0.5))
-    assert out["drop_reason"].to_list() == ["clear-filter: confidence 0.25 is not over 0.5", None]
+def test_replies_that_cannot_be_read_are_counted_by_row():
+    judge = FakeEngine(reply=lambda text, i: "hmm" if text == bsdetector.CHALLENGE else "B, since it is wrong (B)")
+    config = clear.ClearScore(reflection="letter", similarity="exact")
+    out = confidence_of(rows(("q", "y")), config, FakeEngine(reply=lambda t, i: "y"), judge)
+    assert out["clear_unread"].to_list() == [True]
+    assert out["clear_reflection"].item() == pytest.approx((0 + 0.5) / 2)
 
 
-def test_a_row_without_confidence_is_dropped_by_name():
-    out = clear.drop_doubtful(scored([None, 0.75]), clear.ClearFilter(threshold=0.5))
-    assert out["drop_reason"][0] == "clear-filter: no confidence could be had"
-    assert isinstance(out["clear_threshold"].dtype, pl.Float64)
+def test_a_row_of_several_turns_is_judged_on_its_last_answer_with_all_before_as_context():
+    turns = [("system", "s"), ("user", "u"), ("assistant", "b"), ("user", "v"), ("assistant", "c")]
+    said = pl.Series([[{"role": role, "content": text, "tool_calls": None} for role, text in turns]])
+    judge, candidate = FakeEngine(probabilities=lambda t: [1, 0, 0]), FakeEngine(reply=lambda t, i: "c")
+    out = confidence_of(rows(("q", "y")).with_columns(messages=said), clear.ClearScore(), candidate, judge)
+    asked = "system: s\nuser: u\nassistant: b\nuser: v"
+    assert judge.asked[0] == bsdetector.REFLECT.format(question=asked, answer="c")
+    assert candidate.asked == ["v"] and out["clear_confidence"].item() == pytest.approx(1.0)

@@ -1,3 +1,4 @@
+import base64
 import html
 import re
 from html.parser import HTMLParser
@@ -181,3 +182,31 @@ def test_a_large_dataset_is_read_at_its_ends(tmp_path: Path):
 def test_lineage_survives_inputs_that_are_gone(tmp_path: Path):
     store = one_dataset(tmp_path, rows(("q", "a")), inputs={"rows": "no-longer-here"})
     assert "Only the nearest are drawn" in card(store, "d")
+
+
+def drawings(page: str) -> dict[str, str]:
+    """The SVG of each drawing by its name."""
+    found = re.findall(r'<img alt="([^"]*)" src="data:image/svg\+xml;base64,([^"]*)"', page)
+    return {alt: base64.b64decode(data).decode() for alt, data in found}
+
+
+def test_the_histogram_of_confidence_has_the_line_of_every_threshold(store: Store, tmp_path: Path):
+    drawn = drawings(card(store, FILTERED))
+    assert "threshold 0.35" in drawn["histogram of clear_confidence"]
+    assert "threshold" not in drawn["histogram of clear_consistency"]
+    groups = rows(*[("q", "a")] * 4, clear_confidence=[0.1, 0.2, 0.7, 0.8], clear_threshold=[0.15, 0.15, 0.75, 0.75])
+    drawn = drawings(card(one_dataset(tmp_path, groups, step="clear-filter"), "d"))
+    assert "thresholds 0.15 to 0.75" in drawn["histogram of clear_confidence"]
+    assert drawn["histogram of clear_confidence"].count("stroke-dasharray") == 2
+
+
+def test_the_card_of_corrections_has_eta_counts_them_as_one_reason_and_says_what_was_asked(tmp_path: Path):
+    reasons = [f"clear-correct: replaced by {n}{'ab' * 9}{n}" for n in range(3)] + [None]
+    frame = rows(*[("q", "a")] * 4, clear_preference=[0.9, 0.85, 0.95, 0.1], drop_reason=reasons)
+    store = one_dataset(tmp_path, frame, step="clear-correct", config={"eta": 0.8})
+    store.note_run("d", seconds=2.0, rows=4, requests=12, prompt_tokens=400)
+    page = card(store, "d")
+    assert "threshold 0.8" in drawings(page)["histogram of clear_preference"]
+    said = Tags(page).text
+    assert re.search(r"clear-correct: replaced by #\s*3", said)
+    assert "3.0 model calls, 100.0 prompt tokens a row, 2.0 rows a second" in said

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import steps  # noqa: F401  registers every step
 from flows.compare import every_cell
@@ -110,3 +111,15 @@ def test_ablation_keeps_the_budget_and_the_stopping_of_the_run():
     assert config.budget.tokens == [900] and config.arms["whole"].stop_when_flat
     assert config.loop("whole", 900).budget.stop_when_flat
     assert "without llm2llm" not in ablation(path, ["budget.rounds=1"]).arms  # one round feeds nothing
+
+
+def test_an_ablation_of_a_loop_that_corrects_keeps_the_correction_where_its_scores_are_there(tmp_path):
+    clear = [{"step": "clear-score"}, {"step": "clear-filter"}, {"step": "clear-correct"}]
+    run = {"pool": "raw.jsonl", "heldout": "test.jsonl", "score": [{"step": "duplicates"}, *clear]}
+    run |= {"choose": {"step": "random"}, "budget": {"rows": 5, "rounds": 1, "optimizer_steps": 1}}
+    for name in ("raw", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(run))
+    arms = ablation(tmp_path / "loop.yaml").arms
+    assert [u.step for u in arms["without clear-filter"].score] == ["duplicates", "clear-score", "clear-correct"]
+    assert [u.step for u in arms["without duplicates"].score] == ["clear-score", "clear-filter", "clear-correct"]

@@ -30,3 +30,11 @@ def test_training_and_evaluation_grow_with_baselines():
     assert "5 training runs" in told and "3 training runs" in less_told
     assert abs(trained * 3 - less_trained * 5) <= 5 and less_tested < tested
     assert re.search(r"rows +2,7\d\d in the pool, 700 held out", told)
+
+
+def test_a_correction_counts_its_own_student_in_every_round():
+    steps_ = "[{step: clear-score}, {step: clear-filter}, {step: clear-correct}]"
+    (scored, trained, _), told = tokens(f"score={steps_}", "roles={}")
+    (less, less_trained, _), _ = tokens("score=[{step: clear-score}, {step: clear-filter}]", "roles={}")
+    assert "8 training runs" in told and trained / less_trained == pytest.approx(8 / 5, abs=0.01)
+    assert scored / less == pytest.approx(4)  # once for the confidence, and as much for each of three rounds

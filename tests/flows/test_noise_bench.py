@@ -68,11 +68,15 @@ def seal(store, id_, frame):
     store.seal(Manifest(id_, "rows", "import", 1, {}, {}, {}, ((store.put_part(id_, frame, ROW),),), counts=counts))
 
 
+asked = []
+
+
 def bench(store, engine, name="perplexity", noise=DEFAULT, ran=None):
     def run(one, config, dataset):
         if ran is not None:
             ran.append(one.name)
         engines = {role: FakeEmbedder() if role == "embedder" else engine for role in one.roles}
+        asked.append(engine)  # kept, so that no other gets its id
         lease = Lease({role: f"fake {id(engine)}" for role in engines}, lambda: nullcontext(engines))
         return run_step(store, one, config, dataset, {}, lease)
 
@@ -135,7 +139,8 @@ def test_the_filter_that_reads_the_column_sets_the_threshold(store):
     assert ran == ["clear-score", "clear-filter"] and said["threshold"] == "clear-filter"
     marks = store.read(f"{store.ids()[-1]}")
     assert said["dropped"] == marks["drop_reason"].count() != said["spoilt"]
-    assert list(said["columns"]) == ["clear_consistency", "clear_reflection", "clear_confidence"]
+    told = ["clear_consistency", "clear_similarity", "clear_reflection", "clear_confidence", "clear_unread"]
+    assert list(said["columns"]) == told
     assert said["columns"]["clear_reflection"]["auroc"] > 0.9
     assert said["column"] == "clear_confidence" and said["precision"] == pytest.approx(
         said["recall"] * 20 / said["dropped"]
@@ -270,7 +275,8 @@ def test_good_names_columns_that_the_step_writes():
         step("odd", kind="filter", writes="mine", good="mine")(fn)
     assert "odd" not in STEPS
     assert STEPS["perplexity"].good == {"base_nll": -1}
-    assert STEPS["clear-score"].good == {"clear_confidence": 1, "clear_consistency": 1, "clear_reflection": 1}
+    told = ("clear_confidence", "clear_consistency", "clear_reflection", "clear_similarity")
+    assert STEPS["clear-score"].good == dict.fromkeys(told, 1)
 
 
 # ---- the command

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from curation.step import STEPS, Engine, Step, StepConfig, StepError, step
+from flows.cost import cost
 from flows.run import Lease, run_step
 from storage.schema import ROW, message, row_id
 from storage.store import Manifest, Store, key_of
@@ -281,3 +282,104 @@ def test_what_a_step_lacks_is_named(tmp_path: Path):
     made = run_step(store, compare, Times(), source, {"heldout": pool(store, 1, 2, 3), "other": source})
     assert store.read(made)["x"].to_list() == [3, 3]
     assert "other" not in store.manifest(made).inputs
+
+
+@toy("mend", "revise", revives="drop-long", writes="mend_done", reads="measure_length")
+def mend(rows: pl.DataFrame, cfg: Times) -> pl.DataFrame:
+    """A short answer in the place of every one of three characters, dropped or not."""
+    seen.append(rows["id"].to_list())
+    if "r4" in seen[-1] and cfg.factor == 3:
+        raise KeyboardInterrupt
+    parents = rows.filter(pl.col("measure_length") == 6)
+    said = [[message("user", "q"), message("assistant", "ok")] for _ in parents["id"]]
+    ids = [row_id(m, "test", parent) for m, parent in zip(said, parents["id"], strict=True)]
+    new = parents.select(
+        pl.Series("id", ids, dtype=pl.String),
+        pl.Series("messages", said, dtype=rows.schema["messages"]),
+        "source",
+        "round",
+        method=pl.lit("mend"),
+        parent_id="id",
+        drop_reason=pl.lit(None, dtype=pl.String),
+        mend_done=pl.lit(True),
+    )
+    bad = pl.col("id").is_in(parents["id"].to_list())
+    marked = rows.with_columns(
+        mend_done=bad, drop_reason=pl.when(bad).then(pl.lit("mend: replaced")).otherwise("drop_reason")
+    )
+    return pl.concat([marked, new], how="diagonal_relaxed")
+
+
+def measured(store: Store, *lengths: int) -> str:
+    return run_step(store, measure, Times(), pool(store, *lengths))
+
+
+def test_what_is_revised_is_marked_and_its_new_row_stands_beside_the_old_ones(tmp_path):
+    store = Store(tmp_path)
+    dropped = run_step(store, drop_long, Times(), measured(store, 3, 1, 9, 2))
+    made = run_step(store, mend, Times(), dropped)
+    assert seen[-2:] == [["r0", "r1"], ["r2", "r3"]]  # the dropped ones too
+    rows_ = store.read(made)
+    assert rows_["id"].to_list()[:4] == ["r0", "r1", "r2", "r3"] and rows_["parent_id"].to_list()[4:] == ["r0"]
+    reasons = ["mend: replaced", None, "drop-long: longer than 2", None, None]
+    assert rows_["drop_reason"].to_list() == reasons
+    assert rows_["mend_done"].to_list() == [True, False, False, False, True]
+    counts = {"rows": 5, "live": 3, "dropped by drop-long": 1, "dropped by mend": 1, "mend_done": 2}
+    assert store.manifest(made).counts == counts
+    kept = [shard[:-1] for shard in store.manifest(made).shards[:2]]
+    assert kept == list(store.manifest(dropped).shards)
+
+
+def test_rows_that_another_step_dropped_are_not_handed_to_what_revises(tmp_path):
+    store = Store(tmp_path)
+    dropped = run_step(store, drop_long, Times(), measured(store, 3, 3))
+    other = dataclasses.replace(mend, revives="")
+    made = run_step(store, other, Times(), dropped)
+    assert seen[-1] == [] and store.read(made)["drop_reason"].to_list() == ["drop-long: longer than 2"] * 2
+
+
+def test_a_revision_that_was_cut_short_goes_on_at_its_first_missing_part(tmp_path):
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    made = run_step(whole, mend, Times(), measured(whole, 3, 1, 3, 1, 3))
+    source = measured(cut, 3, 1, 3, 1, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(cut, mend, Times(factor=3), source)
+    seen.clear()
+    again = run_step(
+        cut, dataclasses.replace(mend, fn=lambda rows, cfg: mend.fn(rows, Times())), Times(factor=3), source
+    )
+    assert seen == [["r4"]]
+    assert cut.read(again).equals(whole.read(made))
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        pytest.param(lambda out: out.with_columns(drop_reason=None), "marks the parents", id="unmarked-parent"),
+        pytest.param(lambda out: out.head(2), "marks the parents", id="marked-without-a-new-row"),
+        pytest.param(lambda out: out.slice(1), "drop or reorder", id="a-row-is-gone"),
+        pytest.param(lambda out: out.with_columns(source=pl.lit("other")), "may not change", id="another-column"),
+        pytest.param(lambda out: out.with_columns(parent_id=pl.lit("r9")), "names a parent", id="no-parent"),
+    ],
+)
+def test_a_revision_that_breaks_its_promise_is_refused(tmp_path, how, told):
+    store = Store(tmp_path)
+    broken = dataclasses.replace(mend, fn=lambda rows, cfg: how(mend.fn(rows, cfg)))
+    with pytest.raises(StepError, match=told):
+        run_step(store, broken, Times(), measured(store, 3, 1))
+
+
+def test_a_step_says_in_its_run_what_it_asked_and_of_how_many_rows(tmp_path):
+    store, spent = Store(tmp_path), {"requests": 7}
+
+    def asked(rows, cfg):
+        spent["requests"] += 3 * rows.height
+        return measure.fn(rows, cfg)
+
+    made = run_step(
+        store, dataclasses.replace(measure, fn=asked), Times(), pool(store, 1, 2, 3), lease=Lease(spent=spent)
+    )
+    facts = store.run_facts(made)
+    assert (facts["rows"], facts["requests"]) == (3, 9)
+    assert cost(store, made).startswith("3.0 model calls a row")
+    assert cost(store, run_step(store, number, Times(), made)) == ""

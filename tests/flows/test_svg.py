@@ -26,9 +26,9 @@ def test_whole_numbers_get_a_bar_each():
 
 
 def test_what_lies_under_the_threshold_is_grey():
-    fills = [bar.getAttribute("fill") for bar in drawn(svg.histogram([0, 1, 2, 3], threshold=1), "rect")]
+    fills = [bar.getAttribute("fill") for bar in drawn(svg.histogram([0, 1, 2, 3], thresholds=[1]), "rect")]
     assert fills == [svg.FAINT, svg.FAINT, svg.FILL, svg.FILL]
-    assert "threshold 1" in texts(svg.histogram([0, 1, 2, 3], threshold=1))
+    assert "threshold 1" in texts(svg.histogram([0, 1, 2, 3], thresholds=[1]))
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_what_lies_under_the_threshold_is_grey():
     ],
 )
 def test_any_values_make_a_drawing(values: list):
-    assert drawn(svg.histogram(values, threshold=0.2, title="t"), "svg")
-    assert drawn(svg.histogram(values, threshold=math.nan), "svg")
+    assert drawn(svg.histogram(values, thresholds=[0.2], title="t"), "svg")
+    assert drawn(svg.histogram(values, thresholds=[math.nan]), "svg")
 
 
 def test_text_is_escaped_and_what_no_browser_draws_is_replaced():
@@ -83,3 +83,12 @@ def test_bands_hold_every_line_with_its_interval():
     middle = [float(dot.getAttribute("cx")) for dot in drawn(found, "circle")]
     assert middle[2] == (middle[0] + middle[1]) / 2  # 200 stands halfway from 100 to 400, in powers of two
     assert "<b>" not in found and "no values" in svg.bands({}, "empty")
+
+
+def test_every_group_has_its_threshold_and_of_very_many_the_ends_are_drawn():
+    def dashed(thresholds):
+        lines = drawn(svg.histogram([0, 1, 2, 3], thresholds=thresholds), "line")
+        return [line for line in lines if line.getAttribute("stroke-dasharray")]
+
+    assert len(dashed([])) == 0 and len(dashed([1, 1, 2])) == 2 and len(dashed([n / 10 for n in range(30)])) == 2
+    assert "thresholds 1 to 2" in texts(svg.histogram([0, 1, 2, 3], thresholds=[2, 1]))
