@@ -46,7 +46,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
-    of_models = sum((asked(use.step, use.config(), mean_of) * (most * times) for use, times in turns), Asked())
+    each = [(use, times) for use, times in turns if use not in makes]
+    of_models = sum((asked(use.step, use.config(), mean_of) * (most * times) for use, times in each), Asked())
     answer = Use(step="evaluate", **{"with": {"likelihood": False} | config.evaluate}).config()
     score = Use(step="evaluate", **{"with": config.evaluate | {"likelihood": True}}).config()
     of_models += asked("evaluate", answer, held_mean) * (held * (trainings + seeds))

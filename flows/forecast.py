@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from curation.clear import CHALLENGE, REFLECT
+from curation.bsdetector import CHALLENGE, REFLECT, REPLY_TOKENS
 from curation.step import StepConfig
 from synthesis.llm2llm import WITHOUT_INPUT
 
@@ -58,9 +58,13 @@ def asked(step: str, config: StepConfig, mean: Lengths) -> Asked:
             return Asked(1, whole)
         case "clear-score":
             drawn = Asked(1, mean.prompt, config.samples * answers(config.max_tokens))
-            said = 64 if config.reflection == "letter" else 0
+            said = REPLY_TOKENS if config.reflection == "letter" else 0
             asked_twice = Asked(2, 2 * whole + mean.reflect + mean.challenge, 2 * said)
             return drawn + asked_twice
+        case "clear-correct":  # as if every candidate differed and were preferred in both orders
+            written = (6 + 2 * config.samples) * REPLY_TOKENS if config.judgement == "letter" else 0
+            judged = Asked(6, 6 * (whole + mean.response) + 2 * (mean.reflect + mean.challenge), written)
+            return Asked(1, mean.prompt, answers(config.max_tokens)) + judged
         case "llm2llm":
             return Asked(config.attempts, config.attempts * (whole + mean.teach), config.attempts * config.max_tokens)
     return Asked()
