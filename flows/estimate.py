@@ -46,8 +46,12 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     ) * mean * 2
     work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
-    each = [(use, times) for use, times in turns if use not in makes]
-    of_models = sum((asked(use.step, use.config(), mean_of) * (most * times) for use, times in each), Asked())
+    students = {role for role, said in config.roles.items() if said.adapter == "last-student"}
+    of_models = Asked()
+    for use, times in turns:  # what is asked again of the same model is there already
+        if use not in makes and times:
+            again = asked(use.step, use.config(), mean_of, students) * (times - 1)
+            of_models += (asked(use.step, use.config(), mean_of) + again) * most
     answer = Use(step="evaluate", **{"with": {"likelihood": False} | config.evaluate}).config()
     score = Use(step="evaluate", **{"with": config.evaluate | {"likelihood": True}}).config()
     of_models += asked("evaluate", answer, held_mean) * (held * (trainings + seeds))

@@ -1,6 +1,6 @@
 """What a step would ask of its models, before it is run: requests, tokens read and tokens written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from curation.bsdetector import CHALLENGE, REFLECT, REPLY_TOKENS
@@ -38,9 +38,9 @@ def lengths_of_words(count: Callable[[list[str]], list[int]], prompt: float, res
     return Lengths(prompt, response, *count([REFLECT, REFLECT + CHALLENGE, WITHOUT_INPUT]))
 
 
-def asked(step: str, config: StepConfig, mean: Lengths) -> Asked:
-    """Of one row; a step that is not named here asks no language model. Answers are taken to be as long as the rows'
-    own, up to the limit."""
+def asked(step: str, config: StepConfig, mean: Lengths, roles: Container[str] | None = None) -> Asked:
+    """Of one row, and of all the step's roles or only some; a step that is not named here asks no language model.
+    Answers are taken to be as long as the rows' own, up to the limit."""
     whole = mean.prompt + mean.response
 
     def answers(most: int) -> float:
@@ -60,8 +60,9 @@ def asked(step: str, config: StepConfig, mean: Lengths) -> Asked:
             drawn = Asked(1, mean.prompt, config.samples * answers(config.max_tokens))
             said = REPLY_TOKENS if config.reflection == "letter" else 0
             asked_twice = Asked(2, 2 * whole + mean.reflect + mean.challenge, 2 * said)
-            return drawn + asked_twice
-        case "clear-correct":  # as if every candidate differed and were preferred in both orders
+            parts = {"candidate": drawn, "judge": asked_twice}
+            return sum((a for role, a in parts.items() if roles is None or role in roles), Asked())
+        case "clear-correct":  # as if every candidate differed and were preferred in both orders; its student is new
             written = (6 + 2 * config.samples) * REPLY_TOKENS if config.judgement == "letter" else 0
             judged = Asked(6, 6 * (whole + mean.response) + 2 * (mean.reflect + mean.challenge), written)
             return Asked(1, mean.prompt, answers(config.max_tokens)) + judged

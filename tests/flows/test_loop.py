@@ -73,6 +73,7 @@ def test_a_dry_run_predicts_what_models_are_asked_within_half_as_much_again(exam
     changes = ["--set", "name=ungrown", "--set", "feedback=[{step: reweight-clusters}]"]  # an upper bound if rows grow
     ran = thresher("run", example, *changes, "--json", store=tmp_path)
     spent = json.loads(ran.stdout)["spent"]["total"]
+    spent["requests"] -= spent["from_store"]  # what a round asks again of the same model
     told = thresher("run", example, *changes, "--dry-run", store=tmp_path).stdout
     found = re.search(r"models +([\d,]+) requests, ([\d,]+) tokens read, ([\d,]+) written\n", told)
     predicted = [int(number.replace(",", "")) for number in found.groups()]

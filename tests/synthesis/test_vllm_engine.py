@@ -81,17 +81,19 @@ def wide(folder):
 
 @pytest.mark.real
 def test_an_engine_that_dies_twice_is_an_error_that_says_how_far_it_came(nano_adapters):
-    engine, heard = vllm_engine(nano_adapters), []
+    engine, heard, killed = vllm_engine(nano_adapters), [], set()
 
     def told(i, answers):
         heard.append(i)
-        if len(heard) in (3, 20):
-            os.killpg(engine._base.process.pid, signal.SIGKILL)
+        process = engine._base.process
+        if process.starts not in killed:  # in each of its lives, at its first answer
+            killed.add(process.starts)
+            os.killpg(process.pid, signal.SIGKILL)
 
     try:
-        with pytest.raises(EngineError, match=r"died twice .* of 105 answers were had"):
-            engine.generate(PROMPTS, max_tokens=8, done=told)
-        assert 20 <= len(heard) < 105 and len(set(heard)) == len(heard)
+        with pytest.raises(EngineError, match=r"died twice .* of 630 answers were had"):
+            engine.generate(PROMPTS * 6, max_tokens=8, done=told)
+        assert killed == {1, 2} and 2 <= len(heard) < 630 and len(set(heard)) == len(heard)
     finally:
         engine.close()
 
