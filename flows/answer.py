@@ -86,9 +86,7 @@ def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
         with_ = _with(best["difference"]["seeds"])
         rows = f"{best['arm']}, {best['taken']:,.0f} rows" if best["size"] else "the full pool"
         also = f" Also better than {base}: {', '.join(a['arm'] for a in others)}." if others else ""
-        also += (
-            f" With {best['arm']} these were not compared; `--set baseline={best['arm']}` does it." if others else ""
-        )
+        also += f" Whether {best['arm']} is ahead of these, `--set baseline={best['arm']}` says." if others else ""
         return f"Take {rows}: {best['accuracy']['mean']:.1%} of the held-out rows right, {with_}.{also}"
     needed = [a["seeds_to_show"] for a in compared if a["arm"] != "full" and a["difference"]["seeds"] > 1]
     points, more = f"{WORTHWHILE * 100:.0f} points", ""

@@ -80,7 +80,9 @@ def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
     others = "other seeds and other held-out rows (95 %, Student's t over both)"
     if len(results["seeds"]) == 1:
         others = "other held-out rows (95 %, Student's t); one seed says nothing of other seeds"
-    spoilt = "Spoilt: share of the rows taken whose answer is known to be wrong; no arm was told."
+    spoilt = (
+        "Spoilt: share of the rows taken that are known to be wrong, a written row with its parent; no arm was told."
+    )
     return [
         f"The interval is for the true mean over {others}; the difference is paired by seed and row.",
         "Chance ahead: that the true difference is over 0, by this arm alone; p is corrected for all",
@@ -100,10 +102,13 @@ def _what_they_did(results: dict[str, Any]) -> list[str]:
     lies: dict[str, dict[int, str]] = {}
     for c in results["cells"]:
         if not c["failed"] and c["size"] in (max(results["sizes"]), None):
-            lies.setdefault(c["arm"], {})[c["seed"]] = f"`{c['chosen']}` `{c['adapter']}`"
+            right = c["answers"]["right"]
+            said = f"{right.count('1') / len(right):.1%} `{c['chosen']}` `{c['adapter']}`"
+            lies.setdefault(c["arm"], {})[c["seed"]] = said
     rows = [[_plain(arm), *(by_seed.get(seed, "failed") for seed in results["seeds"])] for arm, by_seed in lies.items()]
     out += [
-        "Rows and adapter of each; take rows with `thresher export taken-… rows.jsonl`, an adapter is a PEFT folder.",
+        "Held-out accuracy, rows and adapter by seed; seeds differ by chance alone. `thresher export taken-… rows.jsonl`",
+        "writes rows for other tools, `thresher export-adapter train-… FOLDER` an adapter.",
         "",
     ]
     return [*out, *_table(["arm", *(f"seed {seed}" for seed in results["seeds"])], rows)]
@@ -116,10 +121,10 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "## How it was measured",
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps,",
-        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. These decided nothing, but that",
-        "rows of the pool which equal or nearly equal one are in no choice. `full` is all other rows of the pool,",
-        "validation rows left out, at the same steps, so each is seen less often. Arms draw by the random numbers of",
-        "the seed, the same for all.",
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of the pool",
+        "that equal or nearly equal one were left out of every choice. `full` is all that was left, but for the rows",
+        "kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of the",
+        "seed, the same for all.",
         "",
         _time(results["seconds"]),
         "",

@@ -183,7 +183,7 @@ def test_the_page_says_what_the_best_arm_did_first_and_where_its_rows_are():
     text = page.markdown(found, answer(found))
     assert text.index("\n- ") == text.index("\n- Loop beats") and text.index("| loop |") < text.index("| clear |")
     assert "- **loop** scores and marks: clear-score (samples 5); chooses: random" in text
-    assert "| `taken-loop-700-1` `train-loop-700-1` |" in text and "thresher export" in text
+    assert "% `taken-loop-700-1` `train-loop-700-1` |" in text and "thresher export" in text
     assert "| &lt;0.001 |" in text and "0.000" not in text and "&gt;99.9%" in text
 
 
