@@ -81,7 +81,7 @@ def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
     if len(results["seeds"]) == 1:
         others = "other held-out rows (95 %, Student's t); one seed says nothing of other seeds"
     spoilt = (
-        "Spoilt: share of the rows taken that are known to be wrong, a written row with its parent; no arm was told."
+        "Spoilt: share of the rows taken that are known to be wrong, a written row as its parent; no arm was told."
     )
     return [
         f"The interval is for the true mean over {others}; the difference is paired by seed and row.",
@@ -107,8 +107,9 @@ def _what_they_did(results: dict[str, Any]) -> list[str]:
             lies.setdefault(c["arm"], {})[c["seed"]] = said
     rows = [[_plain(arm), *(by_seed.get(seed, "failed") for seed in results["seeds"])] for arm, by_seed in lies.items()]
     out += [
-        "Held-out accuracy, rows and adapter by seed; seeds differ by chance alone. `thresher export taken-… rows.jsonl`",
-        "writes rows for other tools, `thresher export-adapter train-… FOLDER` an adapter.",
+        "Held-out accuracy, rows and adapter by seed; seeds differ by chance alone.",
+        "`thresher export taken-… rows.jsonl` writes rows for other tools, `thresher export-adapter train-… FOLDER` an",
+        "adapter.",
         "",
     ]
     return [*out, *_table(["arm", *(f"seed {seed}" for seed in results["seeds"])], rows)]
@@ -121,8 +122,8 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "## How it was measured",
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps,",
-        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of the pool",
-        "that equal or nearly equal one were left out of every choice. `full` is all that was left, but for the rows",
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of",
+        "the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but the rows",
         "kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of the",
         "seed, the same for all.",
         "",
