@@ -57,7 +57,10 @@ def lend(
     otherwise because a network is down.
     """
     config = config.settled(models)
-    asked = {role: models.get(role) or EngineSpec(kind="classifier", model=NLI) for role in step.asks(config)}
+    models = {"nli": EngineSpec(kind="classifier", model=NLI)} | dict(models)
+    if missing := [role for role in step.asks(config) if role not in models]:
+        raise EngineError(f"{step.name} needs a model for {missing[0]}; name one under `roles` in the config")
+    asked = {role: models[role] for role in step.asks(config)}
     if "nli" in asked:
         _check_nli(asked["nli"].model)
     return config, leases(asked, store, progress)

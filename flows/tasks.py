@@ -49,8 +49,6 @@ def run_one_step(
 ) -> str:
     """Run one step on a dataset and point a name at what it made."""
     store, step = Store(root), find_step(step_name)
-    if missing := [role for role in step.roles if role not in models]:
-        raise StoreError(f"{step_name} needs a model for {missing}; name one under `roles` in the config")
     with _stage(label, store, name) as done, bar(label) as progress:
         config, lease = lend(step, settings, models, store, progress)
         return done(run_step(store, step, config, rows, tables, lease, progress))
