@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from curation.step import Completion, Engine, Failed, StepConfig, StepError, step
 from storage.schema import Messages, message, prompt, response
@@ -110,7 +111,8 @@ def el2n(found: list[float] | Failed) -> float | None:
     return None if isinstance(found, Failed) or not found else float(np.sqrt(np.mean((1 - np.exp(found)) ** 2)))
 
 
-_ROUGE = RougeScorer(["rougeL"])
+# left to choose its tokenizer, it says so in the log of the whole program
+_ROUGE = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())
 
 
 def _written(messages: list[Messages], cfg: Evaluate, student: Engine) -> list[str | None]:

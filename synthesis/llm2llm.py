@@ -13,6 +13,7 @@ import re
 import polars as pl
 from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from curation.step import Completion, Engine, StepConfig, step
 from storage.schema import Messages, instruction, message, response, row_id
@@ -70,7 +71,7 @@ def grow(rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFram
     """New rows like those that the student got wrong, one for each (LLM2LLM)."""
     wrong = wrong_rows(rows, results, cfg.quality).head(-(-cfg.rows // cfg.per_parent))
     wanted = [row for row in wrong.to_dicts() for _ in range(cfg.per_parent)][: cfg.rows]
-    rouge = RougeScorer(["rougeL"])
+    rouge = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())
     made: list[dict] = []
     said = {instruction(messages) for messages in rows["messages"].to_list()}
     for attempt in range(cfg.attempts):

@@ -111,3 +111,9 @@ def test_a_preview_shows_what_would_be_learnt_and_trains_nothing(store):
     assert "<|assistant|>⟦" in ran.stdout and "Say 3.<|end|><|assistant|>⟦3<|end|>⟧" in ran.stdout.replace("⟦ ", "⟦")
     assert "5 rows, " in ran.stdout and "told by the template's own marks" in ran.stdout
     assert not list(store.glob("datasets/train-*"))
+
+
+def test_no_library_writes_into_the_terminal_of_its_own_accord():
+    said = "import logging, flows.cli, synthesis.llm2llm; print(logging.root.handlers)"
+    ran = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")
