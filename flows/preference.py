@@ -60,19 +60,7 @@ def prefer_adapter(
     source = store.manifest(pairs)
     if source.step != "pairs":
         raise StoreError(f"{pairs} holds no pairs; `thresher prefer DATASET` makes them of a dataset of rows")
-    rows = source.inputs["rows"]
-    texts = store.read(rows, ["id", "messages"])
-    both = (
-        store.read(pairs)
-        .join(texts.rename({"messages": "chosen"}), on="id", how="left", maintain_order="left")
-        .join(texts.rename({"id": "rejected", "messages": "worse"}), on="rejected", how="left", maintain_order="left")
-        .select("id", "chosen", rejected="worse")
-    )
-    if both.is_empty():
-        raise StoreError(
-            f"{rows} holds no pair: no live row in it answers the prompt of the row that it was made of otherwise; "
-            "correct some rows first"
-        )
+    rows, both = source.inputs["rows"], _answers(store, pairs, source.inputs["rows"])
     folder, adapter = model_folder(base.model), base.adapter
     try:
         config = config.for_model(parameters(folder))
@@ -94,6 +82,8 @@ def prefer_adapter(
 
         started, out = time.time(), store.scratch()
         with store.workplace(made.id) as place:
+            if store.exists(made.id):  # somebody else trained it while this process waited
+                return made.id
             facts = prefer(
                 folder,
                 None if adapter is None else _folder(adapter),
@@ -120,6 +110,23 @@ def prefer_adapter(
             return store.seal(dataclasses.replace(made, shards=((part,),), files=files, counts=counts))
     except TrainError as why:
         raise StoreError(str(why)) from why
+
+
+def _answers(store: Store, pairs: str, rows: str) -> pl.DataFrame:
+    """The conversations of each pair: id, chosen, rejected."""
+    texts = store.read(rows, ["id", "messages"])
+    both = (
+        store.read(pairs)
+        .join(texts.rename({"messages": "chosen"}), on="id", how="left", maintain_order="left")
+        .join(texts.rename({"id": "rejected", "messages": "worse"}), on="rejected", how="left", maintain_order="left")
+        .select("id", "chosen", rejected="worse")
+    )
+    if both.is_empty():
+        raise StoreError(
+            f"{rows} holds no pair: no live row in it answers the prompt of the row that it was made of otherwise; "
+            "correct some rows first"
+        )
+    return both
 
 
 def _folder(adapter: str) -> Path:
