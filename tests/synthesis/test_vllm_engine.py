@@ -117,6 +117,7 @@ def test_more_adapters_than_places_are_played_after_a_new_start_and_the_bare_mod
 def test_log_probabilities_in_bfloat16_are_near_the_local_engines(local, nano_adapters):
     engine = vllm_engine(nano_adapters[:1], dtype="bfloat16")
     told = answered(PROMPTS, *["a song that I would like to hear, and then another"] * len(PROMPTS))
+    far = []
     try:
         for one, other in (
             (engine, local),
@@ -125,10 +126,13 @@ def test_log_probabilities_in_bfloat16_are_near_the_local_engines(local, nano_ad
             pairs = zip(one.logprobs(told), other.logprobs(told), strict=True)
             apart = [abs(a - b) for got, wanted in pairs for a, b in zip(got, wanted, strict=True)]
             assert len(apart) > 1000
-            # measured 0.023 and 0.33, with an adapter 0.030 and 0.28; with the wrong adapter it is over 1
+            # with the wrong adapter it is over 1
             assert sum(apart) / len(apart) < 0.04 and max(apart) < 0.5
+            far.append((sum(apart) / len(apart), max(apart)))
     finally:
         engine.close()
+    if not all(mean < 0.02 and most < 0.1 for mean, most in far):
+        pytest.xfail(f"0.02 on average and 0.1 at most are wanted, and not reached: {far}")
 
 
 @pytest.mark.real
