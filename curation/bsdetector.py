@@ -10,12 +10,13 @@ no NLI model, as offline, s_i is the cosine of sentence embeddings, not under 0:
 """
 
 import re
-import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from curation.same_answer import plain, same
 from curation.step import Classifier, Completion, Embedder, Engine, Failed
 from storage.schema import Messages
 
@@ -59,8 +60,7 @@ class Pairs:
 
     @property
     def same(self) -> np.ndarray:
-        both = zip(self.given, self.sampled, strict=True)
-        return np.array([normalised(y) == normalised(s) for y, s in both], dtype=bool)
+        return np.array([same(y, s) for y, s in zip(self.given, self.sampled, strict=True)], dtype=bool)
 
 
 def pairs_of(given: list[str], sampled: list[list[Completion]]) -> Pairs:
@@ -70,25 +70,31 @@ def pairs_of(given: list[str], sampled: list[list[Completion]]) -> Pairs:
 
 
 def consistency(
-    given: list[str], sampled: list[list[Completion]], pairs: Pairs, similar: np.ndarray | None, alpha: float
+    sampled: list[list[Completion]], pairs: Pairs, similar: np.ndarray | None, alpha: float, why: dict[int, str]
 ) -> Consistency:
-    """O of each row; `similar` is s of each pair, and without it equality alone counts."""
-    same = pairs.same.astype(float)
-    credits = same if similar is None else alpha * similar + (1 - alpha) * same
-    counts = np.bincount(pairs.row, minlength=len(given))
+    """O of each row; `similar` is s of each pair, and without it equality alone counts.
+
+    A pair whose s is NaN, since it could not be judged, is left out, as is a sample that failed; `why` says it by row.
+    """
+    rows, equal = len(sampled), pairs.same.astype(float)
+    credits = equal if similar is None else alpha * similar + (1 - alpha) * equal
+    told = np.isfinite(credits)
+    counts = np.bincount(pairs.row[told], minlength=rows)
 
     def mean(of_pairs: np.ndarray) -> np.ndarray:
-        sums = np.bincount(pairs.row, weights=of_pairs, minlength=len(given))
-        return np.divide(sums, counts, out=np.full(len(given), np.nan), where=counts > 0)
+        sums = np.bincount(pairs.row[told], weights=of_pairs[told], minlength=rows)
+        return np.divide(sums, counts, out=np.full(rows, np.nan), where=counts > 0)
 
-    nothing = np.full(len(given), np.nan)
-    errors = [next((s.error for s in samples), None) if not n else None for samples, n in zip(sampled, counts)]  # noqa: B905
-    return Consistency(mean(credits), nothing if similar is None else mean(similar), errors)
+    errors = [
+        None if n else why.get(i) or next((s.error for s in samples if s.error), "no answer was sampled")
+        for i, (samples, n) in enumerate(zip(sampled, counts, strict=True))
+    ]
+    return Consistency(mean(credits), np.full(rows, np.nan) if similar is None else mean(similar), errors)
 
 
 def embedding_similarity(pairs: Pairs, embedder: Embedder) -> np.ndarray:
-    """Cosine of each pair of normalised texts, not under 0; the same text is 1."""
-    left, right = [normalised(y) for y in pairs.given], [normalised(s) for s in pairs.sampled]
+    """Cosine of each pair of texts as they are compared, not under 0; the same text is 1."""
+    left, right = [plain(y) for y in pairs.given], [plain(s) for s in pairs.sampled]
     texts = sorted({*left, *right})
     if not texts:
         return np.zeros(0)
@@ -98,31 +104,36 @@ def embedding_similarity(pairs: Pairs, embedder: Embedder) -> np.ndarray:
     return np.where(pairs.same, 1.0, np.clip(cosine, 0.0, 1.0))
 
 
-def nli_similarity(pairs: Pairs, questions: list[str], nli: Classifier) -> np.ndarray:
+def nli_similarity(pairs: Pairs, questions: list[str], nli: Classifier) -> tuple[np.ndarray, dict[int, str]]:
     """1 - contradiction, mean of both orders, the question before each side; the same text is 1 and is not asked.
 
-    A pair that comes again is asked once; one that could not be judged, such as a longer one than fits, is even odds.
+    A pair that comes again is asked once. One that could not be judged, such as a longer one than fits, is NaN, and the
+    second value says why, by row.
     """
-    same = pairs.same
+    equal = pairs.same
     sides = [
         (f"{questions[i]}\n{y.strip()}", f"{questions[i]}\n{s.strip()}")
-        for i, y, s, equal in zip(pairs.row, pairs.given, pairs.sampled, same, strict=True)
-        if not equal
+        for i, y, s, alike in zip(pairs.row, pairs.given, pairs.sampled, equal, strict=True)
+        if not alike
     ]
     asked = list(dict.fromkeys([*sides, *((s, y) for y, s in sides)]))
-    place = contradiction(nli) if asked else 0
-    odds = {
-        pair: UNREAD if isinstance(said, Failed) else said[place]
-        for pair, said in zip(asked, nli.classify(asked) if asked else [], strict=True)
+    place = contradiction(nli.labels)
+    said = dict(zip(asked, nli.classify(asked) if asked else [], strict=True))
+    odds = {pair: float("nan") if isinstance(found, Failed) else found[place] for pair, found in said.items()}
+    out = np.ones(len(equal))
+    out[~equal] = [1 - (odds[y, s] + odds[s, y]) / 2 for y, s in sides]
+    why = {
+        int(i): f"nli: {found.error}"
+        for i, (y, s) in zip(pairs.row[~equal], sides, strict=True)
+        for found in (said[y, s], said[s, y])
+        if isinstance(found, Failed)
     }
-    out = np.ones(len(same))
-    out[~same] = [1 - (odds[y, s] + odds[s, y]) / 2 for y, s in sides]
-    return out
+    return out, why
 
 
-def contradiction(nli: Classifier) -> int:
-    """Place of the class that says that one side contradicts the other."""
-    return next(i for i, label in enumerate(nli.labels) if "contradict" in label.lower())
+def contradiction(labels: Iterable[str]) -> int | None:
+    """Place of the class that says that one side contradicts the other; None where no class does."""
+    return next((i for i, label in enumerate(labels) if "contradict" in label.lower()), None)
 
 
 def reflect(questions: list[str], answers: list[str], judge: Engine, reading: Reading) -> Reflection:
@@ -150,10 +161,6 @@ def letters(prompts: list[Messages], of: list[str], judge: Engine, reading: Read
 
 def confidence(consistency: np.ndarray, reflection: np.ndarray, beta: float) -> np.ndarray:
     return beta * consistency + (1 - beta) * reflection
-
-
-def normalised(answer: str) -> str:
-    return " ".join(answer.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
 def letter_in(text: str, of: list[str]) -> str | None:

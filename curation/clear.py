@@ -23,7 +23,7 @@ from curation.bsdetector import (
     reflect,
 )
 from curation.step import Classifier, Embedder, Engine, StepConfig, step
-from storage.schema import Messages, prompt, response
+from storage.schema import Messages, prompt
 
 Similarity = Literal["auto", "nli", "embedding", "exact"]
 
@@ -35,8 +35,8 @@ class ClearScore(StepConfig):
     temperature: float = Field(1.0, gt=0, le=2)
     """Sampling temperature of those answers."""
 
-    max_tokens: int = Field(64, ge=1)
-    """Longest sampled answer, in tokens."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest sampled answer, in tokens; one that is cut is compared as it is, and its row counted."""
 
     alpha: float = Field(0.8, ge=0, le=1)
     """Weight of similarity against exact match within consistency."""
@@ -66,9 +66,9 @@ class ClearScore(StepConfig):
     "clear-score",
     kind="score",
     writes="clear_consistency clear_similarity clear_reflection clear_confidence clear_compared_by clear_unread "
-    "clear_error",
+    "clear_cut clear_error",
     good="clear_confidence clear_consistency clear_reflection clear_similarity",
-    version=2,
+    version=3,
 )
 def score(
     rows: pl.DataFrame,
@@ -81,7 +81,8 @@ def score(
     """Confidence that a row's answer is good: agreement with sampled answers, and the judge's own opinion (CLEAR)."""
     cfg = cfg.settled({"nli"} if nli else ())
     conversations = rows["messages"].to_list()
-    given, questions = [response(m) for m in conversations], [question(m) for m in conversations]
+    given, questions = [answer(m) for m in conversations], [question(m) for m in conversations]
+    reflected = reflect(questions, given, judge, cfg.reflection)  # first: a judge that cannot costs no samples
     sampled = candidate.generate(
         [prompt(m) for m in conversations],  # k answers of a prompt are one request
         n=cfg.samples,
@@ -89,13 +90,12 @@ def score(
         temperature=cfg.temperature,
         seed=cfg.seed,
     )
-    pairs, similar = pairs_of(given, sampled), None
+    pairs, similar, why = pairs_of(given, sampled), None, {}
     if cfg.similarity == "nli":
-        similar = nli_similarity(pairs, questions, nli)
+        similar, why = nli_similarity(pairs, questions, nli)
     elif cfg.similarity == "embedding":
         similar = embedding_similarity(pairs, embedder)
-    observed = consistency(given, sampled, pairs, similar, cfg.alpha)
-    reflected = reflect(questions, given, judge, cfg.reflection)
+    observed = consistency(sampled, pairs, similar, cfg.alpha, why)
     errors = [one or other for one, other in zip(observed.errors, reflected.errors, strict=True)]
     return rows.with_columns(
         clear_consistency=number(observed.observed),
@@ -104,16 +104,26 @@ def score(
         clear_confidence=number(confidence(observed.observed, reflected.credit, cfg.beta)),
         clear_compared_by=pl.lit(cfg.similarity),
         clear_unread=pl.Series(reflected.unread > 0, dtype=pl.Boolean),
+        clear_cut=pl.Series([any(s.truncated for s in samples) for samples in sampled], dtype=pl.Boolean),
         clear_error=pl.Series(errors, dtype=pl.String),
     )
+
+
+def answer(messages: Messages) -> str:
+    """The last message, with the tools that it calls as they are written."""
+    return _said(messages[-1])
 
 
 def question(messages: Messages) -> str:
     """What the last message answers: the prompt, or all turns before with who said them where there are several."""
     *before, _ = messages
     if len(before) == 1:
-        return before[0]["content"] or ""
-    return "\n".join(f"{m['role']}: {m['content'] or ''}" for m in before)
+        return _said(before[0])
+    return "\n".join(f"{m['role']}: {_said(m)}" for m in before)
+
+
+def _said(message: dict[str, str | None]) -> str:
+    return "\n".join(filter(None, (message["content"], message.get("tool_calls"))))
 
 
 def number(values: np.ndarray) -> pl.Series:

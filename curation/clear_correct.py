@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from curation.bsdetector import Reading, normalised
+from curation.bsdetector import Reading
 from curation.choice import for_training
 from curation.clear import number, question
 from curation.clear_preference import alone, side_by_side
+from curation.same_answer import same
 from curation.step import Completion, Engine, StepConfig, step
 from storage.schema import message, prompt, response, row_id
 
@@ -47,8 +48,8 @@ class ClearCorrect(StepConfig):
     samples: int = Field(5, ge=1, le=100)
     """Judgements sampled in each order and compared with the greedy one, where letters are written."""
 
-    max_tokens: int = Field(64, ge=1)
-    """Longest candidate answer, in tokens."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest candidate answer, in tokens; one that is cut replaces nothing."""
 
     only_doubtful: bool = False
     """Judge only the rows that clear-filter dropped; half the work. What it kept stays as it is."""
@@ -67,6 +68,7 @@ class ClearCorrect(StepConfig):
     writes=" ".join([*OF_THIS_PASS, *OF_CORRECTIONS]),
     takes=" ".join([*ABOUT_PROMPT, *OF_CORRECTIONS]),
     revives="clear-filter",
+    version=2,
 )
 def correct(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine, judge: Engine) -> pl.DataFrame:
     """Replace the answers that the student, tuned on the kept rows, surely gives better (CLEAR Auto-Correct).
@@ -107,8 +109,8 @@ def outcome(surely_better: pl.Expr, over_threshold: pl.Expr) -> pl.Expr:
 def _told(rows: pl.DataFrame, candidates: list[Completion], judge: Engine, cfg: ClearCorrect) -> pl.DataFrame:
     """What was found out of each row that was asked about: id, candidate, and the columns of this step's own."""
     given = [response(m) for m in rows["messages"].to_list()]
-    same = [c.error is None and normalised(c.text) == normalised(y) for c, y in zip(candidates, given, strict=True)]
-    rivals = [i for i, c in enumerate(candidates) if c.error is None and not same[i]]
+    alike = [c.error is None and same(c.text, y) for c, y in zip(candidates, given, strict=True)]
+    rivals = [i for i, c in enumerate(candidates) if c.error is None and not alike[i]]
     asked = [question(m) for m in rows["messages"].gather(rivals).to_list()]
     both = [given[i] for i in rivals], [candidates[i].text for i in rivals]
     if cfg.judged == "each":
@@ -124,7 +126,7 @@ def _told(rows: pl.DataFrame, candidates: list[Completion], judge: Engine, cfg: 
             "id": rows["id"],
             "candidate": pl.Series([c.text for c in candidates], dtype=pl.String),
             "clear_preference": number(p),
-            "clear_same": pl.Series(same, dtype=pl.Boolean),
+            "clear_same": pl.Series(alike, dtype=pl.Boolean),
             "clear_judgement_unread": pl.Series(unread, dtype=pl.Boolean),
             "clear_unjudged": pl.Series(errors, dtype=pl.String),
         }
@@ -133,8 +135,15 @@ def _told(rows: pl.DataFrame, candidates: list[Completion], judge: Engine, cfg: 
 
 def _candidates(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine) -> list[Completion]:
     found = student.generate([prompt(m) for m in rows["messages"].to_list()], max_tokens=cfg.max_tokens)
-    texts = [Completion(c.text.strip(), error=c.error) for [c] in found]
-    return [c if c.text or c.error else Completion("", error="the candidate is empty") for c in texts]
+    return [_whole(c, cfg.max_tokens) for [c] in found]
+
+
+def _whole(said: Completion, most: int) -> Completion:
+    """The candidate, or why there is none."""
+    if said.error is None and said.truncated:
+        return Completion("", error=f"the candidate was cut at {most} tokens")
+    text = said.text.strip()
+    return Completion(text, error=said.error or (None if text else "the candidate is empty"))
 
 
 def _corrections(parents: pl.DataFrame, writer: str, cfg: ClearCorrect) -> pl.DataFrame:

@@ -69,10 +69,10 @@ def side_by_side(
         some = order.only(agreed)
         reflected = reflect(some.texts, [f"Answer {order.wanted} is better."] * len(agreed), judge, reading)
         observed = _observed(some, [found[i] for i in agreed], judge, reading, samples, seed)
-        sure.append(confidence(observed, reflected.credit, beta))
-        for i, read, error in zip(agreed, reflected.unread, reflected.errors, strict=True):
-            unread[i] |= read > 0
-            errors[i] = errors[i] or error
+        sure.append(confidence(observed.confidence, reflected.credit, beta))
+        for k, i in enumerate(agreed):
+            unread[i] |= reflected.unread[k] > 0 or observed.unread[k]
+            errors[i] = errors[i] or reflected.errors[k] or observed.errors[k]
     p[agreed] = np.minimum(*sure)
     return Preference(p, unread, errors)
 
@@ -110,14 +110,19 @@ class Judgements:
 
 def _observed(
     some: Judgements, verdicts: list[Letters], judge: Engine, reading: Reading, samples: int, seed: int
-) -> np.ndarray:
-    """How consistently the judge says what is wanted, shape (rows,); a sample that nobody can read counts half."""
+) -> Preference:
+    """How consistently the judge says what is wanted; a sample that nobody can read counts half."""
     if reading == "probability":  # what infinitely many samples would come to
-        return np.array([v[SIDES.index(some.wanted)] for v in verdicts])
+        told = np.array([v[SIDES.index(some.wanted)] for v in verdicts])
+        return Preference(told, np.zeros(len(told), dtype=bool), [None] * len(told))
     sampled = judge.generate(some.asked, n=samples, max_tokens=REPLY_TOKENS, temperature=1.0, seed=seed)
     found = [[letter_in(s.text, SIDES) for s in samples if s.error is None] for samples in sampled]
-    credits = [[UNREAD if f is None else float(f == some.wanted) for f in letters_] for letters_ in found]
-    return np.array([np.mean(c) if c else UNREAD for c in credits])
+    credits = [[UNREAD if f is None else float(f == some.wanted) for f in read] for read in found]
+    return Preference(
+        np.array([np.mean(c) if c else np.nan for c in credits]),
+        np.array([None in read for read in found], dtype=bool),
+        [None if c else s[0].error for c, s in zip(credits, sampled, strict=True)],
+    )
 
 
 def _side(verdict: Letters) -> str | None:

@@ -23,11 +23,11 @@ from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from curation.same_answer import same
 from curation.step import Completion, Engine, Failed, StepConfig, StepError, step
 from storage.schema import Messages, message, prompt, response
 
 Metric = Literal["exact", "numeric", "rouge-l", "choice"]
-_AROUND = " \t\r\n.,;:!?\"'`*()[]{}"
 _NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)")
 _NEAR = 1e-6  # numbers that differ by less, relative to the wanted one, are the same
 
@@ -83,16 +83,6 @@ def score(metric: Metric, answer: str, wanted: str) -> float | None:
         case "rouge-l":
             return _ROUGE.score(wanted, answer)["rougeL"].fmeasure
     return float(same(answer, wanted))
-
-
-def same(answer: str, wanted: str) -> bool:
-    """Equal but for case, spacing, and punctuation or quotes around it."""
-    return plain(answer) == plain(wanted)
-
-
-def plain(text: str) -> str:
-    spaced = " ".join(text.casefold().split())
-    return spaced.strip(_AROUND) or spaced
 
 
 def last_number(text: str) -> float | None:

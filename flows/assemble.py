@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from curation.step import find_step
 from flows.run import with_counts
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError, key_of
@@ -45,13 +46,20 @@ def where(store: Store, rows: str, column: str, value: str) -> str:
     return store.seal(with_counts(store, made, [(store.put_part(key_of(made.id), picked, ROW),)]))
 
 
-def standing(store: Store, rows: str, step: str) -> str:
-    """The rows as they came, with the marks of one step alone: what the others said is said anew in the next round."""
-    made = _manifest("standing", {"step": step}, {"rows": rows}, [store.manifest(rows)])
+def standing(store: Store, rows: str, revised: list[str]) -> str:
+    """The rows as they came, with the marks of the steps that revised them and what these keep of a row for good.
+
+    What the others said is said anew in the next round.
+    """
+    made = _manifest("standing", {"steps": revised}, {"rows": rows}, [store.manifest(rows)])
     if store.exists(made.id):
         return made.id
-    mark = pl.when(pl.col("drop_reason").str.starts_with(f"{step}: ")).then("drop_reason")
-    kept = [store.read_shard(s, ROW.names).with_columns(drop_reason=mark) for s in store.manifest(rows).shards]
+    steps = [find_step(name) for name in revised]
+    for_good = [column for step in steps for column in step.writes if column in step.takes]
+    columns = [*ROW.names, *dict.fromkeys(for_good)]
+    mark = pl.any_horizontal([pl.col("drop_reason").str.starts_with(f"{name}: ") for name in revised])
+    marked = pl.when(mark).then("drop_reason")
+    kept = [store.read_shard(s, columns).with_columns(drop_reason=marked) for s in store.manifest(rows).shards]
     parts = [(store.put_part(key_of(made.id, i), frame, ROW),) for i, frame in enumerate(kept)]
     return store.seal(with_counts(store, made, parts))
 

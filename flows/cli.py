@@ -21,7 +21,7 @@ from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
 from flows.engines import EngineError
 from flows.evaluate_command import evaluation
-from flows.models import check_models, lend, typed_models
+from flows.models import check_models, check_student, lend, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
@@ -162,6 +162,7 @@ def run_single_step(
 def _run(
     store: Store, step: Step, config: StepConfig, rows: str, tables: Mapping[str, str], typed: Mapping[str, Any]
 ) -> str:
+    check_student(step, typed)
     with bar(step.name) as progress:
         config, lease = lend(step, config, typed_models(store, step.roles, typed), store, progress)
         made = run_step(store, step, config, rows, tables, lease, progress)
@@ -199,6 +200,7 @@ def noise_bench(
     def run(one: Step, its: StepConfig, rows: str) -> str:
         return _run(place, one, its, rows, {t: d for t, d in tables.items() if t in one.tables}, typed)
 
+    lend(measured, config, typed_models(place, measured.roles, typed), place)  # what is missing is told before any work
     with bar("noise"):
         spoilt = bench.spoilt_dataset(place, place.resolve(dataset), noise)
     place.name(f"{dataset}.noise", spoilt)

@@ -34,7 +34,7 @@ _VERSIONS = {
 PACKAGED = "all-MiniLM-L6-v2"
 _OF_LANGUAGE = ("local", "vllm", "openai")
 _BATCH = {"local": 256}  # prompts that are asked together; the others take all, and tell each answer as it comes
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 class EngineSpec(BaseModel):

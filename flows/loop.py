@@ -60,7 +60,7 @@ def go_round(
             weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
             new = [d for d in made if store.manifest(d).kind == "rows"]
             corrected = turn.revise(revise, rows, student)
-            base = ([assemble.standing(store, corrected, revise[0].step)] if revise else base) + new
+            base = ([assemble.standing(store, corrected, [u.step for u in revise])] if revise else base) + new
             new += [corrected] if revise else []
         rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
@@ -116,15 +116,15 @@ class Turn:
                 everything = Use(step="random", **{"with": {"rows": EVERYTHING}})
                 choice = self.apply(everything, rows, name=f"{name}-rows")
                 student = self.train(f"train {name}", assemble.taken(self.store, rows, choice), heldout)
-                rows = self.revise([use], rows, student)
+                rows = self.revise([use], rows, student, name)
             else:
                 rows = self.apply(use, rows)
         return rows
 
-    def revise(self, uses: list[Use], rows: str, student: str) -> str:
+    def revise(self, uses: list[Use], rows: str, student: str, name: str | None = None) -> str:
         """The rows with what a student of this very turn gives better; as they are where nothing is asked for."""
         for use in uses:
-            rows = replace(self, student=student).apply(use, rows)
+            rows = replace(self, student=student).apply(use, rows, name=name)
         return rows
 
     def choose(self, rows: str, weights: str | None = None) -> tuple[str, str]:
@@ -147,7 +147,7 @@ class Turn:
         given = {k: v for k, v in tables.items() if v}
         label, models = self._label(name or use.step), role_models(self.config, self.store, self.student)
         if kind == "revise" and self.student:
-            models["student"] = tuned(self.store, self.config.model, self.student)
+            models["student"] = tuned(self.store, self.config.model, self.student, self.config.engine)
         return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
 
     def train(self, what: str, rows: str, heldout: str) -> str:

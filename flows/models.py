@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from pydantic import TypeAdapter, ValidationError
 
+from curation.bsdetector import contradiction
 from curation.step import Step, StepConfig, find_step
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
@@ -19,6 +20,7 @@ OF_LANGUAGE = ("judge", "candidate", "teacher")
 OF_PAIRS = ("nli", "reward")  # models that judge pairs of texts; none comes with the installation
 EMBEDDER = "all-MiniLM-L6-v2"
 NLI = "microsoft/deberta-large-mnli"  # BSDetector's
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[str, EngineSpec]:
@@ -68,8 +70,8 @@ def lend(
 
 def _check_nli(model: str) -> None:
     said = model_folder(model) / "config.json"
-    labels = list(json.loads(said.read_text()).get("id2label", {}).values()) if said.exists() else []
-    if not any("contradict" in str(label).lower() for label in labels):
+    labels = list(map(str, json.loads(said.read_text()).get("id2label", {}).values())) if said.exists() else []
+    if contradiction(labels) is None:
         raise EngineError(
             f"{model} is no NLI model: none of its classes {labels[:5]} is contradiction; name one such as {NLI}"
         )
@@ -77,7 +79,8 @@ def _check_nli(model: str) -> None:
 
 def _nli(model: str | None) -> dict[str, EngineSpec]:
     """The NLI model that is named, or the default one where its files are on this machine already."""
-    here = isinstance(try_to_load_from_cache(NLI, "config.json"), str)
+    cached = {name for name in ("config.json", *WEIGHTS) if isinstance(try_to_load_from_cache(NLI, name), str)}
+    here = "config.json" in cached and len(cached) > 1
     return {"nli": EngineSpec(kind="classifier", model=model or NLI)} if model or here else {}
 
 
@@ -85,6 +88,16 @@ def instruct_adapter(model: str) -> str | None:
     """The adapter for judging and teaching that lies beside a model's weights."""
     folder = model_folder(model) / "instruct"
     return str(folder) if folder.is_dir() else None
+
+
+def check_student(step: Step, typed: Mapping[str, str | None]) -> None:
+    """Refuse to correct rows with a student that nobody has tuned, unless it is named."""
+    named = typed.get("student") or typed.get("student_adapter")
+    if step.kind == "revise" and "student" in step.roles and not named:
+        raise ConfigError(
+            f"{step.name} wants a student tuned on these rows: `thresher train DATASET --name student` makes one, "
+            "--student-adapter student takes it (or --student MODEL, for a model as it is)"
+        )
 
 
 def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | None]) -> dict[str, EngineSpec]:

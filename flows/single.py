@@ -9,7 +9,7 @@ from curation.step import find_step
 from flows import cards
 from flows.assemble import taken
 from flows.config import ConfigError, LoopConfig, Use
-from flows.models import role_models
+from flows.models import check_student, role_models
 from flows.tasks import run_one_step, train_one
 from storage.store import Store
 
@@ -47,6 +47,7 @@ def train(dataset: str, heldout: str, root: Path, settings: dict[str, Any] | Non
 
 def _step(use: Use, rows: str, root: Path, model: str, tables: dict[str, str | None], name: str) -> str:
     store = Store(root)
+    check_student(find_step(use.step), {})
     given = {table: store.resolve(named) for table, named in tables.items() if named}
     models = role_models(LoopConfig(name="single", pool="", heldout="", model=model), store, None)
     return run_one_step(use.step, root, use.step, use.config(), rows, given, models, name)

@@ -11,18 +11,20 @@ from curation.step import Completion
 
 @dataclass
 class FakeEngine:
-    """Answers every prompt with `reply(text of its last message, number of the sample)`; remembers the prompts."""
+    """Answers every prompt with `reply(text of its last message, number of the sample)`; remembers all of it."""
 
     reply: Callable[[str, int], str] = lambda text, i: text
     probabilities: Callable[[str], list[float]] = lambda text: []
     nll: Callable[[str], float] = lambda text: 1.0
     identity: str = "fake"
     asked: list[str] = field(default_factory=list)
+    how: list[dict] = field(default_factory=list)
     used: Counter[str] = field(default_factory=Counter)
 
     def generate(self, prompts, *, max_tokens, n=1, temperature=0.0, top_p=1.0, seed=0):
         texts = [p[-1]["content"] for p in prompts]
         self.asked += texts
+        self.how.append({"n": n, "temperature": temperature, "seed": seed, "max_tokens": max_tokens})
         return [[Completion(self.reply(t, i)) for i in range(n)] for t in texts]
 
     def logprobs(self, conversations):

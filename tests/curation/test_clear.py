@@ -4,6 +4,7 @@ import pytest
 
 from curation import bsdetector, clear
 from curation.step import Completion, Failed
+from synthesis.fingerprint import EngineError
 from tests.fakes import FakeEmbedder, FakeEngine, FakeNLI
 from tests.rows import rows
 
@@ -99,7 +100,7 @@ def test_confidence_with_an_nli_model_equals_the_worked_example_and_asks_in_both
 def test_nli_similarity_is_the_same_with_the_sides_exchanged_and_asks_nothing_of_equal_texts():
     nli = FakeNLI(odds=lambda left, right: 0.9 if left < right else 0.2)
     one, other, same = (
-        bsdetector.nli_similarity(bsdetector.Pairs(np.array([0]), [a], [b]), ["q"], nli)
+        bsdetector.nli_similarity(bsdetector.Pairs(np.array([0]), [a], [b]), ["q"], nli)[0].item()
         for a, b in (("a", "b"), ("b", "a"), ("a", " A. "))
     )
     assert one == other == pytest.approx(0.45)
@@ -116,10 +117,75 @@ def test_auto_is_the_nli_model_where_one_is_here_and_embeddings_where_not():
     assert out["clear_compared_by"].item() == "embedding"
 
 
-def test_k_answers_of_a_prompt_are_one_request():
+def test_a_pair_that_the_nli_model_cannot_judge_is_left_out_and_a_row_without_any_says_why():
+    class Short(FakeNLI):
+        def classify(self, pairs):
+            found = super().classify(pairs)
+            return [Failed("too long") if "giant" in p[0] + p[1] else f for p, f in zip(pairs, found, strict=True)]
+
+    candidate = FakeEngine(reply=lambda text, i: ["giant one", "other"][i] if text == "q" else "giant")
+    judge = FakeEngine(probabilities=lambda text: [1, 0, 0])
+    engines = {"candidate": candidate, "judge": judge, "nli": Short(odds=lambda left, right: 0.25)}
+    config = clear.ClearScore(similarity="nli", samples=2)
+    out = clear.score(rows(("q", "y"), ("p", "y")), config, engines)
+    assert out["clear_similarity"].to_list() == [pytest.approx(0.75), None]
+    assert out["clear_consistency"].to_list() == [pytest.approx(0.8 * 0.75), None]
+    assert out["clear_error"].to_list() == [None, "nli: too long"]
+
+
+def test_a_sample_that_failed_is_left_out_and_one_that_was_cut_is_counted():
+    class Uneven(FakeEngine):
+        def generate(self, prompts, **sampling):
+            return [[Completion("y"), Completion("", error="lost"), Completion("y and", truncated=True)]]
+
+    judge = FakeEngine(probabilities=lambda t: [1, 0, 0])
+    out = confidence_of(rows(("q", "y")), clear.ClearScore(samples=3, similarity="exact"), Uneven(), judge)
+    assert out["clear_consistency"].item() == pytest.approx(1 / 2)
+    assert out["clear_cut"].to_list() == [True] and out["clear_error"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [("Paris.", "paris", True), (" 'a  b' ", "A b", True), ("1.5", "15", False), ("-3", "3", False),
+     ("2+2", "2-2", False), ("C++", "C#", False), ("10/12", "1012", False), ("?!", "", False)],
+)  # fmt: skip
+def test_answers_are_the_same_but_for_case_spacing_and_punctuation_around_them(one, other, alike):
+    assert bsdetector.Pairs(np.array([0]), [one], [other]).same.tolist() == [alike]
+
+
+def test_k_answers_of_a_prompt_are_one_request_sampled_as_the_settings_say():
     candidate = FakeEngine(reply=lambda text, i: str(i))
-    confidence_of(rows(("q", "y"), ("p", "y")), clear.ClearScore(samples=7), candidate, FakeEngine())
+    config = clear.ClearScore(samples=7, temperature=0.6, seed=3, max_tokens=9)
+    confidence_of(rows(("q", "y"), ("p", "y")), config, candidate, FakeEngine())
     assert candidate.asked == ["q", "p"]
+    assert candidate.how == [{"n": 7, "temperature": 0.6, "seed": 3, "max_tokens": 9}]
+
+
+def test_a_judge_that_cannot_be_asked_costs_no_samples():
+    class Dumb(FakeEngine):
+        def choose(self, prompts, answers):
+            raise EngineError("this server tells no log-probabilities")
+
+    candidate = FakeEngine()
+    with pytest.raises(EngineError, match="no log-prob"):
+        confidence_of(rows(("q", "y")), clear.ClearScore(), candidate, Dumb())
+    assert not candidate.asked
+
+
+def test_the_last_letter_that_stands_alone_is_the_one_that_is_read():
+    assert bsdetector.letter_in("A at first, but then (B)", bsdetector.LETTERS) == "B"
+    assert bsdetector.letter_in("Because. C", bsdetector.LETTERS) == "C"
+    assert bsdetector.letter_in("Bad Cat", bsdetector.LETTERS) is None
+
+
+def test_an_answer_that_calls_tools_is_judged_as_it_is_written():
+    said = rows(("q", "")).with_columns(
+        messages=pl.Series([[{"role": "user", "content": "q", "tool_calls": None},
+                             {"role": "assistant", "content": None, "tool_calls": '[{"name": "look"}]'}]])
+    )  # fmt: skip
+    judge = FakeEngine(probabilities=lambda t: [1, 0, 0])
+    confidence_of(said, clear.ClearScore(), FakeEngine(), judge)
+    assert 'Proposed answer: [{"name": "look"}]' in judge.asked[0]
 
 
 def test_a_judge_that_fails_on_a_row_leaves_it_without_confidence_and_says_why():

@@ -162,6 +162,41 @@ def test_a_failure_leaves_its_row_as_it_was_and_its_neighbour_is_judged():
     assert out["clear_unjudged"].to_list() == ["no context"] and out["clear_outcome"].to_list() == ["keep"]
 
 
+def test_a_candidate_that_was_cut_replaces_nothing_and_candidates_are_greedy():
+    class Cut(FakeEngine):
+        def generate(self, prompts, **how):
+            super().generate(prompts, **how)
+            return [[Completion("good", truncated=p[-1]["content"] == "1?")] for p in prompts]
+
+    student, judge = Cut(), Judge({"good": 1, "bad": 0})
+    out = correct(pool(("1?", "bad"), ("2?", "bad")), ClearCorrect(max_tokens=7), {"student": student, "judge": judge})
+    assert out["clear_unjudged"].to_list()[:2] == ["the candidate was cut at 7 tokens", None]
+    assert out["clear_outcome"].to_list() == ["keep", "replace", "corrected"]
+    assert student.how == [{"n": 1, "temperature": 0.0, "seed": 0, "max_tokens": 7}]
+
+
+def test_sampled_judgements_that_all_fail_leave_the_row_unjudged_and_unread_ones_are_counted():
+    class Writer(FakeEngine):
+        def generate(self, prompts, *, n=1, **how):
+            super().generate(prompts, n=n, **how)
+            return [[self.said(p[-1]["content"], n, i) for i in range(n)] for p in prompts]
+
+        def said(self, text, n, i):
+            if not text.endswith("A or B? Reply with one letter."):
+                return Completion("(A)")
+            if n > 1 and "1?" in text:
+                return Completion("", error="too long")
+            right = "BA"[text.index("bad") > text.index("good")]
+            return Completion("hmm" if n > 1 and i == 0 else right)
+
+    judge = Writer()
+    out = corrected(pool(("1?", "bad"), ("2?", "bad")), judge=judge, judgement="letter", samples=2, seed=5)
+    assert out["clear_unjudged"].to_list()[:2] == ["too long", None]
+    assert out["clear_preference"].to_list()[:2] == [None, pytest.approx(0.7 * 0.75 + 0.3)]
+    assert out["clear_judgement_unread"].to_list()[:2] == [False, True]
+    assert [h for h in judge.how if h["n"] == 2] == [{"n": 2, "temperature": 1.0, "seed": 5, "max_tokens": 64}] * 2
+
+
 def test_written_letters_agree_over_samples_and_an_unreadable_one_counts_half():
     # verdicts B then A; of four samples two agree, one does not, one cannot be read: O = 2.5 / 4; both reflections A
     class Writer(FakeEngine):

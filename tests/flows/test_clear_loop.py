@@ -1,11 +1,15 @@
 """CLEAR whole, within a comparison: filter, a student on what was kept, its corrections; and the same in two rounds."""
 
 import json
+import re
 
 import polars as pl
 import pytest
 import yaml
 
+from curation.clear_correct import OF_CORRECTIONS
+from flows import loop
+from flows.config import LoopConfig, Use
 from flows.preference import pairs_of
 from storage.store import Store
 from tests.flows.test_loop import ROOT, thresher
@@ -36,7 +40,7 @@ def compared(tmp_path_factory):
 
 
 def corrected(store: Store, arm: str) -> tuple[str, pl.DataFrame]:
-    name = next(n for n in store.names() if n.startswith(f"clear.{arm}.1000.seed0") and n.endswith("clear-correct"))
+    name = next(n for n in store.names() if re.fullmatch(rf"clear\.{arm}\.1000\.seed0\..*\.clear-correct(-\d+)?", n))
     return store.resolve(name), store.read(store.resolve(name))
 
 
@@ -83,3 +87,16 @@ def test_the_next_round_begins_with_the_corrected_rows_and_no_mark_but_that_of_t
     second = store.read(store.resolve("clear.rounds.1000.seed0.round2.clear-score"))
     judged = second.filter(pl.col("method") == "clear-correct")
     assert judged["clear_confidence"].null_count() == 0 and set(judged["id"]) == set(new["id"])
+    for column in OF_CORRECTIONS:  # what is known of a correction stays known
+        assert judged[column].null_count() == 0 and second.filter(pl.col("parent_id").is_null())[column].is_null().all()
+
+
+def test_the_student_that_corrects_runs_on_the_engine_of_the_config(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(loop, "run_one_step", lambda *given: asked.update(given[6]) or "made")
+    monkeypatch.setattr(loop, "tuned", lambda *given: given)
+    engine = {"kind": "vllm", "context": 512}
+    config = LoopConfig(name="c", pool="p", heldout="h", engine=engine)
+    turn = loop.Turn(config, tmp_path, 0, 1, student="train-1")
+    turn.apply(Use(step="clear-correct"), "rows-1")
+    assert asked["student"][2:] == ("train-1", config.engine) and asked["judge"].settings == config.engine

@@ -75,6 +75,7 @@ def test_help_of_a_step_teaches_its_settings():
         pytest.param(("step", "random", "number"), 1, "did you mean numbers?", id="misspelt"),
         pytest.param(("show", "../../etc/passwd"), 1, "is no dataset name", id="leaves-the-root"),
         pytest.param(("step", "clear-filter", "numbers"), 2, "clear_confidence", id="column-is-missing"),
+        pytest.param(("step", "clear-correct", "numbers"), 2, "--student-adapter student takes it", id="no-student"),
         pytest.param(("step", "random", "numbers", "--rows", "0"), 2, "rows", id="out-of-bounds"),
         pytest.param(("step", "nothing", "numbers"), 2, "nothing", id="no-such-step"),
         pytest.param(("import", "/dev/null", "--name", "x"), 1, "/dev/null", id="empty-file"),
@@ -93,6 +94,14 @@ def test_what_goes_wrong_is_one_line_with_an_exit_code(store, words, code, told)
     ran = thresher(*words, store=store)
     assert ran.returncode == code, ran.stderr
     assert told in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_a_model_that_is_missing_is_told_before_a_bench_spoils_anything(store):
+    asked = ("noise-bench", "numbers", "--step", "clear-score", "--set", "similarity=nli", "--nli", "/no/nli")
+    before = sorted(store.glob("datasets/*"))
+    ran = thresher(*asked, store=store)
+    assert ran.returncode == 1 and "there is no model folder /no/nli" in ran.stderr, ran.stderr
+    assert sorted(store.glob("datasets/*")) == before
 
 
 def test_a_disk_that_takes_no_more_leaves_nothing_half_written(raw, tmp_path):
