@@ -85,7 +85,7 @@ def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
     )
     return [
         f"The interval is for the true mean over {others}; the difference is paired by seed and row.",
-        "Chance ahead: that the true difference is over 0, by this arm alone; p is corrected for all",
+        "Chance ahead: that the true difference is over 0, by this arm alone; p is corrected for all "
         f"{said['comparisons']} comparisons (Holm), and under 0.05 counts as shown.",
         *([spoilt] if results["spoilt"] is not None else []),
         "",
@@ -108,7 +108,7 @@ def _what_they_did(results: dict[str, Any]) -> list[str]:
     rows = [[_plain(arm), *(by_seed.get(seed, "failed") for seed in results["seeds"])] for arm, by_seed in lies.items()]
     out += [
         "Held-out accuracy, rows and adapter by seed; seeds differ by chance alone.",
-        "`thresher export taken-… rows.jsonl` writes rows for other tools, `thresher export-adapter train-… FOLDER` an",
+        "`thresher export taken-… rows.jsonl` writes rows for other tools, `thresher export-adapter train-… FOLDER` an "
         "adapter.",
         "",
     ]
@@ -121,10 +121,10 @@ def _measured(results: dict[str, Any]) -> list[str]:
     return [
         "## How it was measured",
         "",
-        f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps,",
-        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of",
-        "the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but the",
-        "rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of",
+        f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps, "
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of "
+        "the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but the "
+        "rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of "
         "the seed, the same for all.",
         "",
         _time(results["seconds"]),
