@@ -3,7 +3,7 @@
     python examples/clean.py snips --out clean.jsonl
     thresher compare examples/snips/clear.yaml --write results.json
     thresher compare examples/snips/clear.yaml --write clean.json \\
-        --set pool=$PWD/clean.jsonl --set spoilt=null --set arms={}
+        --set name=snips-clean --set pool=$PWD/clean.jsonl --set spoilt=null --set arms={}
     python bench/clear.py results.json clean.json --store .thresher --spoilt examples/snips/spoilt.jsonl \\
         --write docs/evidence/clear-snips
 
@@ -57,9 +57,12 @@ def main() -> None:
 
 
 def named(store: Store, comparison: str, what: str) -> Iterator[tuple[str, str, str, str]]:
-    """Arm, seed, round and dataset of each result of a step in a comparison."""
+    """Arm, seed, round and dataset of each result of a step in a comparison; what several share, once."""
+    seen = set()
     for name, dataset in sorted(store.names().items()):
-        if found := re.fullmatch(rf"{comparison}\.([^.]+)\.\d+\.seed(\d+)\.round(\d+)\.{what}(?:-\d+)?", name):
+        found = re.fullmatch(rf"{comparison}\.([^.]+)\.\d+\.seed(\d+)\.round(\d+)\.{what}(?:-\d+)?", name)
+        if found and dataset not in seen:
+            seen.add(dataset)
             yield *found.groups(), dataset
 
 
