@@ -1,4 +1,4 @@
-"""The commands that look: what is in the store, its rows, a row's history, the UI, the machine."""
+"""The commands that look: rows, a row's history, the UI, the machine."""
 
 import json
 import sys
@@ -16,23 +16,6 @@ from flows.progress import say
 from storage.schema import instruction, response
 
 browse = typer.Typer()
-
-
-@browse.command()
-def datasets(as_json: AsJson = False, store: StoreOption = Path(".thresher")) -> None:
-    """List what is in the store, oldest first."""
-    place = open_store(store)
-    names: dict[str, list[str]] = {}
-    for name, dataset in place.names().items():
-        names.setdefault(dataset, []).append(name)
-    listed = [(made, names.get(made.id, [])) for made in map(place.manifest, place.ids())]
-    if as_json:
-        said = [{"id": m.id, "kind": m.kind, "names": n, "counts": m.counts, "inputs": m.inputs} for m, n in listed]
-        return typer.echo(json.dumps(said, indent=1))
-    table = Table("name", "id", "kind", "counts", box=None)
-    for made, called in listed:
-        table.add_row(", ".join(called), made.id, made.kind, made.summary)
-    _out(table)
 
 
 @browse.command()
@@ -67,7 +50,7 @@ def show(
     table = Table(*rows.columns, box=None, show_lines=False)
     for row in rows.rows():
         table.add_row(*[escape(_cell(value)) for value in row])
-    _out(table)
+    out(table)
 
 
 @browse.command()
@@ -137,7 +120,8 @@ def _cell(value: Any, longest: int = 160) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _out(table: Table) -> None:
+def out(table: Table) -> None:
+    """Print a table, as wide as the terminal; 200 characters where there is none."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -25,6 +25,7 @@ from flows.models import check_models, check_student, lend, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
+from flows.store_commands import keeping
 from flows.train_commands import training
 from storage.store import Store, StoreError
 
@@ -252,6 +253,7 @@ app.add_typer(training)
 app.add_typer(evaluation)
 app.add_typer(adapters)
 app.add_typer(browse)
+app.add_typer(keeping)
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.progress import bar, console
 from flows.server import serving
 from storage.store import Store
+from storage.using import looking
 
 
 def serve_ui(store: Store | Path, port: int | None = None) -> int:
@@ -18,7 +19,7 @@ def serve_ui(store: Store | Path, port: int | None = None) -> int:
         with serving(store.root, port):
             from flows import cards  # imports Prefect, which reads its address only once it is known
 
-            with bar("publishing cards") as progress:
+            with looking(), bar("publishing cards") as progress:
                 new = cards.publish_missing(store, progress)
             _tell(store, len(new))
             ended.wait()

@@ -47,6 +47,13 @@ class Responses:
         with self._open() as database:
             database.executemany("insert or ignore into responses values (?, ?, ?, ?, ?)", rows)
 
+    def copy_into(self, other: Path) -> int:
+        """Add these answers to those in another file; one that is there stays. Returns how many were added."""
+        with Responses(other)._open() as database:
+            database.commit()  # none can be attached inside a transaction
+            database.execute("attach ? as other", (str(self.path),))
+            return database.execute("insert or ignore into responses select * from other.responses").rowcount
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@
     <root>/datasets/<step>-<key>/run.json        clocks and hosts of the run that made it, so that manifests repeat
     <root>/refs/<name>                   a name that a person gave: a pointer to a dataset
     <root>/checkpoints/<step>-<key>/     how far a long run got, until it is done
+    <root>/store.json                    the layout of all this; see storage/manifest.py
+    <root>/using/                        what running commands use; see storage/using.py
     <root>/tmp/                          what is being written; swept when the process that wrote it is gone
 
 A shard is a list of parts with the same rows in the same order. Reading zips them, later parts over earlier ones, so a
@@ -14,15 +16,12 @@ score step writes its own columns and never the messages again.
 import contextlib
 import difflib
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shutil
-import socket
-import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,67 +29,33 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.manifest import (
+    Manifest,
+    Part,
+    Shard,
+    StoreError,
+    file_digest,
+    key_of,
+    read_layout,
+    read_manifest,
+)
 from storage.schema import ROW, conform, plain
+from storage.using import hold
+from storage.writing import link_if_absent, put_if_absent, sweep, temporary
+
+__all__ = ["Manifest", "Part", "Shard", "Store", "StoreError", "check_name", "empty_rows", "file_digest", "key_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class StoreError(Exception):
-    """Something a person can mend: the message names the thing and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    file: str
-    rows: int
-    digest: str
-    columns: tuple[str, ...]
-
-
-Shard = tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """Everything needed to say where a dataset came from, and to make it again."""
-
-    id: str
-    kind: str  # rows, choice, table or adapter
-    step: str
-    version: int
-    config: dict[str, Any]
-    engines: dict[str, str]  # role: identity of the model that played it
-    inputs: dict[str, str]  # name of the input: dataset id
-    shards: tuple[Shard, ...] = ()
-    side: dict[str, Shard] = field(default_factory=dict)  # origin and rejects of an import
-    files: dict[str, str] = field(default_factory=dict)  # an adapter's files and their digests
-    counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the content, whoever made it: what the keys of later datasets are made of."""
-        return key_of([[p.digest for p in shard] for shard in self.shards], sorted(self.files.items()))
-
-    @property
-    def summary(self) -> str:
-        """The counts as people read them: "2,650 live, 93 dropped by duplicates"."""
-        return ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
-
-
-def key_of(*content: Any) -> str:
-    """A 20-digit hash of anything that JSON can hold."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
+    """What is found by a store's methods is held: `gc` leaves it alone as long as this process lives."""
+
     root: Path
+
+    def __post_init__(self) -> None:
+        read_layout(self.root)
 
     # ---- datasets
 
@@ -100,20 +65,21 @@ class Store:
         return [p.parent.name for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.parent.name))]
 
     def exists(self, dataset: str) -> bool:
-        return self._manifest(dataset).exists()
+        path = self._manifest(dataset)
+        if not path.exists():
+            return False
+        hold(self.root, dataset)
+        return path.exists()  # still
 
     def manifest(self, dataset: str) -> Manifest:
         if not self.exists(dataset):
             raise StoreError(f"there is no dataset {dataset!r} in {self.root}; `thresher datasets` lists what there is")
-        said = json.loads(self._manifest(dataset).read_text())
-        said["shards"] = tuple(tuple(_part(p) for p in shard) for shard in said["shards"])
-        said["side"] = {name: tuple(_part(p) for p in parts) for name, parts in said["side"].items()}
-        return Manifest(**said)
+        return read_manifest(self._manifest(dataset))
 
     def seal(self, made: Manifest) -> str:
         """Publish a dataset. Until this returns nobody can read it; whoever seals first is believed."""
-        text = json.dumps(asdict(made), indent=1, sort_keys=True, ensure_ascii=False)
-        self._put_if_absent(self._manifest(made.id), text.encode())
+        hold(self.root, made.id)
+        put_if_absent(self.root, self._manifest(made.id), made.text())
         return made.id
 
     def folder(self, dataset: str) -> Path:
@@ -159,21 +125,26 @@ class Store:
         path = self.root / _part_file(key)
         if not path.exists():
             return None
+        hold(self.root, _part_file(key))
+        if not path.exists():
+            return None
         meta = pq.read_metadata(path)
         return Part(_part_file(key), meta.num_rows, file_digest(path), tuple(meta.schema.to_arrow_schema().names))
 
     def put_part(self, key: str, rows: pl.DataFrame | pa.Table, schema: pa.Schema | None = None) -> Part:
         """Write one part. If another process wrote it meanwhile, theirs stays and is returned."""
         table = rows if isinstance(rows, pa.Table) else conform(rows, schema) if schema else plain(rows.to_arrow())
-        temporary = self._temporary()
-        pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
-        self._link_if_absent(temporary, self.root / _part_file(key))
+        written = temporary(self.root)
+        pq.write_table(table, written, compression="zstd", row_group_size=65536)
+        hold(self.root, _part_file(key))
+        link_if_absent(written, self.root / _part_file(key))
         part = self.part(key)
         assert part is not None
         return part
 
     def put_folder(self, dataset: str, source: Path) -> dict[str, str]:
         """Move a folder of files (an adapter) under a dataset that is not sealed yet; returns name: digest."""
+        hold(self.root, dataset)
         target = self.folder(dataset) / "files"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -188,19 +159,15 @@ class Store:
 
     def note_part(self, key: str, **facts: Any) -> None:
         """What making the part of a key cost; beside it, so that its bytes repeat, and before it is put."""
-        temporary = self._temporary()
-        temporary.write_text(json.dumps(facts))
-        self._link_if_absent(temporary, (self.root / _part_file(key)).with_suffix(".json"))
+        put_if_absent(self.root, (self.root / _part_file(key)).with_suffix(".json"), json.dumps(facts))
 
     def part_facts(self, part: Part) -> dict[str, Any]:
-        path = (self.root / part.file).with_suffix(".json")
+        path = self.root / part.facts
         return json.loads(path.read_text()) if path.exists() else {}
 
     def note_run(self, dataset: str, **facts: Any) -> None:
         """What a run took and where it ran; kept apart, so that manifests repeat."""
-        temporary = self._temporary()
-        temporary.write_text(json.dumps(facts, indent=1, default=str))
-        self._link_if_absent(temporary, self.folder(dataset) / "run.json")
+        put_if_absent(self.root, self.folder(dataset) / "run.json", json.dumps(facts, indent=1, default=str))
 
     def run_facts(self, dataset: str) -> dict[str, Any]:
         path = self.folder(dataset) / "run.json"
@@ -208,7 +175,7 @@ class Store:
 
     def scratch(self) -> Path:
         """A folder of this process's own, swept once the process is gone."""
-        path = self._temporary()
+        path = temporary(self.root)
         path.mkdir()
         return path
 
@@ -218,6 +185,7 @@ class Store:
 
         It stays where the run fails or is killed, and the same run finds it again.
         """
+        hold(self.root, dataset)
         folder = self.root / "checkpoints" / dataset
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -236,7 +204,9 @@ class Store:
         check_name(name)
         ref = self.root / "refs" / name
         if ref.exists():
-            return ref.read_text().strip()
+            dataset = ref.read_text().strip()
+            hold(self.root, dataset)
+            return dataset
         if self.exists(name):
             return name
         close = difflib.get_close_matches(name, [*self.names(), *self.ids()], n=3)
@@ -246,46 +216,39 @@ class Store:
     def name(self, name: str, dataset: str, expect: str | None = None) -> None:
         """Point a name at a dataset. With `expect`, only if it still points there (compare and swap)."""
         check_name(name)
-        refs = self.root / "refs"
-        refs.mkdir(parents=True, exist_ok=True)
-        with (self.root / "refs.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(self.root, dataset)
+        with self._names_locked() as refs:
             ref = refs / name
             now = ref.read_text().strip() if ref.exists() else None
             if expect is not None and now != expect:
                 raise StoreError(f"{name!r} was moved to {now} by somebody else meanwhile; run the command again")
-            temporary = self._temporary()
-            temporary.write_text(dataset + "\n")
-            os.replace(temporary, ref)
+            written = temporary(self.root)
+            written.write_text(dataset + "\n")
+            os.replace(written, ref)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take names away; what they pointed at stays until `gc`."""
+        with self._names_locked() as refs:
+            for name in names:
+                check_name(name)
+                (refs / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _names_locked(self) -> Iterator[Path]:
+        refs = self.root / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        with (self.root / "refs.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield refs
 
     # ---- the file system
 
     def sweep(self) -> None:
         """Remove what processes of this host that are gone had begun to write."""
-        for path in (self.root / "tmp").glob(f"{socket.gethostname()}:*"):
-            if not _alive(int(path.name.split(":")[1])):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        sweep(self.root)
 
     def _manifest(self, dataset: str) -> Path:
         return self.folder(dataset) / "manifest.json"
-
-    def _temporary(self) -> Path:
-        folder = self.root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-
-    def _put_if_absent(self, path: Path, content: bytes) -> None:
-        temporary = self._temporary()
-        temporary.write_bytes(content)
-        self._link_if_absent(temporary, path)
-
-    def _link_if_absent(self, temporary: Path, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        temporary.unlink()
 
 
 def check_name(name: str) -> None:
@@ -295,22 +258,8 @@ def check_name(name: str) -> None:
         )
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def empty_rows() -> pl.DataFrame:
     return pl.from_arrow(ROW.empty_table())
-
-
-def _part(said: dict[str, Any]) -> Part:
-    return Part(**{**said, "columns": tuple(said["columns"])})
 
 
 def _part_file(key: str) -> str:
