@@ -138,10 +138,16 @@ class Step:
     good: dict[str, int] = field(default_factory=dict)  # column: 1 where high is good, -1 where low is
     takes: tuple[str, ...] = ()  # columns that it is handed where the dataset has them
     revives: str = ""  # a step whose dropped rows are handed over like live ones
+    code: str = ""  # digest of the file of a user's own step, which is in the key; ours have versions
 
     @property
     def help(self) -> str:
         return inspect.getdoc(self.fn) or ""
+
+    @property
+    def edition(self) -> int | list:
+        """What of the code is in the key."""
+        return [self.version, self.code] if self.code else self.version
 
     def asks(self, config: StepConfig) -> tuple[str, ...]:
         """The roles whose engines it needs with these settings."""

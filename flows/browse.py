@@ -49,7 +49,7 @@ def show(
         rows = rows.select([c for c in rows.columns if rows[c].null_count() < rows.height or c == "drop_reason"])
     table = Table(*rows.columns, box=None, show_lines=False)
     for row in rows.rows():
-        table.add_row(*[escape(_cell(value)) for value in row])
+        table.add_row(*[escape(cell(value)) for value in row])
     out(table)
 
 
@@ -115,7 +115,8 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def _cell(value: Any, longest: int = 160) -> str:
+def cell(value: Any, longest: int = 160) -> str:
+    """A value as a table shows it, cut where it is long."""
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
@@ -135,10 +136,10 @@ def _tell(found: History) -> None:
         typer.echo(f"  from {found.origin['file']}, line {found.origin['line']}{note}")
     elif row.get("parent_id"):
         typer.echo(f"  written by {row['method']} in round {row['round']} from row {row['parent_id']}")
-    typer.echo(f"  prompt: {_cell(' '.join(instruction(row['messages']).split()), 400)}")
-    typer.echo(f"  response: {_cell(response(row['messages']))}")
+    typer.echo(f"  prompt: {cell(' '.join(instruction(row['messages']).split()), 400)}")
+    typer.echo(f"  response: {cell(response(row['messages']))}")
     for event in found.events:
-        facts = ", ".join(f"{k} {_cell(v)}" for k, v in event.facts.items()) or {
+        facts = ", ".join(f"{k} {cell(v)}" for k, v in event.facts.items()) or {
             "import": "imported",
             "taken": "stood in the training set",
             "train": "an adapter was trained on it",

@@ -92,6 +92,7 @@ def _facts(store: Store, made: Manifest, links: Mapping[str, str], names: Names)
         ("dataset", _code(made.id)),
         ("kind", made.kind),
         ("made by", f"{_code(made.step)} version {made.version}"),
+        *([("its file", f"sha256 begins with {_code(made.code[:16])}")] if made.code else []),
         *[(f"model: {text(role)}", _code(identity)) for role, identity in made.engines.items()],
         *[(f"input: {text(role)}", _dataset(d, names, links)) for role, d in made.inputs.items()],
         *[(f"setting: {text(key)}", _code(_json(value))) for key, value in made.config.items()],

@@ -22,6 +22,7 @@ from flows.cost import cost
 from flows.engines import EngineError
 from flows.evaluate_command import evaluation
 from flows.models import check_models, check_student, lend, typed_models
+from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
 from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
@@ -32,6 +33,8 @@ from storage.store import Store, StoreError
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
 
 Begin with: thresher run examples/snips/loop.yaml
+
+With --steps my_steps.py every command knows the steps of your own in that file (docs/own-steps.md).
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but rows were rejected on import;
 130 stopped by Ctrl-C, the same command goes on.
@@ -172,9 +175,6 @@ def _run(
     return made
 
 
-app.add_typer(step_app(run_single_step), name="step")
-
-
 def noise_bench(
     dataset: Annotated[str, typer.Argument(help="Dataset of rows whose answers are right.")],
     step: Annotated[str, typer.Option(help="Score step that is measured.")],
@@ -215,6 +215,22 @@ def noise_bench(
     say(f"report: {path}; datasets: {dataset}.noise and {dataset}.noise.{step}")
 
 
+@app.command("check-steps")
+def check_steps(
+    files: Annotated[list[Path], typer.Argument(help="Files with steps of your own, such as my_steps.py.")],
+) -> None:
+    """Try each step of a file on rows of every awkward sort, and say which promise of its kind it breaks."""
+    from flows.contract import broken_promises
+
+    found = {step.name: (step, broken_promises(step)) for step in load_steps(files)}
+    for name, (step, wrong) in found.items():
+        typer.echo(f"{'BROKEN' if wrong else 'ok    '} {name} ({step.kind}): {step.help.partition(chr(10))[0]}")
+        for what in wrong:
+            typer.echo(f"       {what}")
+    if any(wrong for _, wrong in found.values()):
+        raise typer.Exit(FAILED)
+
+
 _noise_options = [*options(Noise, leave_out=("kinds",)), *role_options(ROLES)]
 app.command("noise-bench")(add_options(noise_bench, _noise_options))
 
@@ -224,6 +240,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = bool(os.environ.get("THRESHER_DEBUG"))
     try:
+        load_steps([*own_files(), *named_files(sys.argv)])  # before any command is made of them
+        app.add_typer(step_app(run_single_step), name="step")
         app()
     except (ConfigError, StepError) as wrong:
         _fail(str(wrong), USAGE, debug)

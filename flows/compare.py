@@ -21,6 +21,7 @@ from flows.compare_config import ALWAYS, Arm, CompareConfig
 from flows.config import ConfigError, LoopConfig, Use
 from flows.engines import EngineError, release
 from flows.loop import Turn, go_round
+from flows.own_steps import load_steps
 from flows.progress import console, say
 from flows.publish import known_spoilt, publish_comparison
 from flows.side_by_side import side_by_side
@@ -64,6 +65,7 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
     others go on.
     """
     store, began = Store(root), time.time()
+    load_steps(folder / file for file in config.steps)
     with cards.publishing():
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")

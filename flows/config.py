@@ -22,11 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from curation.step import StepConfig, find_step
 from flows.engine_settings import EngineSettings, Local
+from flows.own_steps import ConfigError, load_steps
 from training.settings import PreferConfig, TrainConfig
-
-
-class ConfigError(Exception):
-    """The config cannot be used; the message names the key and the remedy."""
 
 
 class Strict(BaseModel):
@@ -108,6 +105,9 @@ class Given(Strict):
     roles: Roles = Field(default_factory=dict)
     """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""
 
+    steps: list[str] = Field(default_factory=list)
+    """Files with steps of your own, relative to the config file; docs/own-steps.md says how they look."""
+
     validation: float = Field(0.05, gt=0, lt=0.5)
     """Share of the pool that is kept for decisions and never trained on."""
 
@@ -163,9 +163,11 @@ def read(path: Path, changes: list[str], kind: type[Given]) -> Any:
     said.setdefault("name", path.resolve().parent.name)
     apply_changes(said, changes)
     try:
-        return kind.model_validate(said)
+        config = kind.model_validate(said)
     except ValidationError as wrong:
         raise ConfigError(f"{path}: {explain(wrong, kind)}") from None
+    load_steps(path.parent / file for file in config.steps)
+    return config
 
 
 def check_given(path: Path, config: Given) -> None:

@@ -10,6 +10,7 @@ from flows import assemble, cards, report
 from flows.budget import rows_within
 from flows.config import LoopConfig, Use
 from flows.models import role_models, tuned
+from flows.own_steps import load_steps
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
@@ -22,6 +23,7 @@ EVERYTHING = 10**9  # more rows than a pool has
 @flow(name="improve", persist_result=False)
 def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
     """Import pool and held-out set, one whole loop for every seed, and the report that compares them."""
+    load_steps(folder / file for file in config.steps)
     with cards.publishing():
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")

@@ -45,7 +45,7 @@ def plan_step(
     settings = config.model_dump(mode="json")
     engines = {role: lease.identities[role] for role in step.asks(config)}
     digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
-    key = key_of(step.name, step.version, settings, engines, digests, store.manifest(rows).digest)
+    key = key_of(step.name, step.edition, settings, engines, digests, store.manifest(rows).digest)
     return Manifest(
         id=f"{step.name}-{key[:12]}",
         kind=_KIND.get(step.kind, "rows"),
@@ -54,6 +54,7 @@ def plan_step(
         config=settings,
         engines=engines,
         inputs={"rows": rows, **tables, **lease.adapters},
+        code=step.code,
     )
 
 
@@ -95,7 +96,7 @@ def _run_shards(
     source = store.manifest(made.inputs["rows"])
     tables = {name: dataset for name, dataset in made.inputs.items() if name in step.tables}
     digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
-    made_of = (made.step, made.version, made.config, made.engines, digests)
+    made_of = (made.step, step.edition, made.config, made.engines, digests)
     read = [_projected(shard, {*ROW.names, *step.reads, *step.takes, *config.columns()}) for shard in source.shards]
     if step.scope == "dataset" or step.kind in ("select", "table"):
         groups = [list(range(len(read)))]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from flows.browse import out
+from flows.browse import cell, out
 from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.progress import bar, say
 from storage.collect import Garbage, collect, garbage, own_bytes
@@ -47,6 +48,46 @@ def datasets(as_json: AsJson = False, store: StoreOption = Path(".thresher")) ->
     out(table)
     if manifests:
         say(f"{len(manifests)} datasets, {size(sum(sizes.values()))}")
+
+
+@keeping.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="Name or id of a dataset of rows, or of a choice.")],
+    after: Annotated[str, typer.Argument(help="Name or id of another one of the same kind.")],
+    rows: Annotated[int, typer.Option(help="How many rows of each sort are shown.", min=0)] = 3,
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Say what became of the rows from one dataset to another, and how their scores moved.
+
+    Rows are told by their ids; where none is in both, as after an import under another name, by what they say.
+    """
+    from flows.diff import diff as compared
+
+    place = open_store(store)
+    found = compared(place, place.resolve(before), place.resolve(after))
+    if as_json:
+        said = {"by": found.by, "counts": dict(found.counts), "reasons": dict(found.reasons)}
+        said |= {"scores": found.scores.to_dicts(), "only_before": found.only_before, "only_after": found.only_after}
+        ids = {kind: changed["id"].to_list() for kind, changed in found.rows.items()}
+        return typer.echo(json.dumps(said | {"rows": ids}, indent=1))
+    told = ", ".join(f"{n:,} {kind}" for kind, n in found.counts.items() if kind not in ("before", "after"))
+    typer.echo(f"{found.counts['before']:,} live rows -> {found.counts['after']:,}: {told}; told by {found.by}")
+    for step, n in found.reasons.items():
+        typer.echo(f"  {n:,} dropped by {step}")
+    for kind, changed in found.rows.items() if rows else ():
+        table = Table(kind, "prompt", "before", "after", "why", box=None)
+        for row in changed.head(rows).rows():
+            table.add_row(*[escape(cell(value, 60)) for value in row])
+        out(table)
+    if found.scores.height:
+        table = Table("score", "rows", "mean before", "mean after", "mean move", "rank kept", box=None)
+        for row in found.scores.rows():
+            table.add_row(*[cell(value) for value in row])
+        out(table)
+    for side, columns in (("before", found.only_before), ("after", found.only_after)):
+        if columns:
+            typer.echo(f"only {side}: {', '.join(columns)}")
 
 
 @keeping.command()

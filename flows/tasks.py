@@ -19,11 +19,14 @@ from flows.config import train_settings
 from flows.cost import cost
 from flows.engines import EngineSpec
 from flows.models import lend
+from flows.own_steps import load_steps, own_files
 from flows.progress import bar, say
 from flows.run import run_step
 from flows.training import train_adapter
 from storage.importing import import_files
 from storage.store import Store, StoreError
+
+load_steps(own_files())  # and those of the user's own, as the process that began it knows them
 
 _PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
 
