@@ -62,10 +62,10 @@ def drop_other_languages(rows: pl.DataFrame, cfg: LanguageFilter) -> pl.DataFram
 def _identifier(among: str) -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    known = LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    known = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     if codes := among.split():
-        if strange := sorted(set(codes) - set(known.nb_classes)):
-            there = " ".join(sorted(known.nb_classes))
+        if strange := sorted(set(codes) - set(known.labels)):
+            there = " ".join(sorted(known.labels))
             raise StepError(f"language: there is no language {strange[0]!r}; there are {there}")
         known.set_languages(codes)
     return known

@@ -121,13 +121,14 @@ def _without(message: dict[str, str | None], found: list[Found]) -> dict[str, st
 
 
 def _mask(text: str, found: list[Found], quoted: bool = False) -> str:
-    """Longest first, so that what stands within another is gone by then; never within a longer word or number."""
+    """Longest first, so that what stands within another is gone by then; within a longer word only if nowhere else."""
     for one in sorted(found, key=lambda f: -len(f.text)):
         mask = f"<{one.kind}>"
         there = rf"(?<!\w){re.escape(one.text)}(?!\w)"
         if quoted:
             text = re.sub(rf"(?<=[:,\[\s]){re.escape(one.text)}(?=[,\]}}\s])", lambda _, mask=mask: f'"{mask}"', text)
-        text = re.sub(there, lambda _, mask=mask: mask, text)
+        text, times = re.subn(there, lambda _, mask=mask: mask, text)
+        text = text if times else text.replace(one.text, mask)
     return text
 
 

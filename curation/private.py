@@ -28,6 +28,11 @@ GUESSES = {"KeywordDetector", "Base64HighEntropyString", "HexHighEntropyString"}
 ELSEWHERE = {"PrivateKeyDetector", "IPPublicDetector"}  # finds a key's first line alone; presidio's are better
 _KEY = "[A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
 _PRIVATE_KEY = re.compile(rf"-----BEGIN {_KEY}.*?(?:-----END {_KEY}|\Z)", re.DOTALL)
+_IS_CODE = re.compile(r"[^:.]*::?[^:.]*")  # a::b is an address of IPv6, but in code it is none
+_TOKEN = re.compile(r"[\w.=+/-]*")
+_UNLIKE = re.compile("[^A-Z0-9]+")
+_AROUND = " \t\"'=:"
+_LEAST = 8  # letters of a group that is a key
 _MISSING = "{} is not installed; `pip install 'thresher[privacy]'`, then run the same command"
 
 
@@ -42,7 +47,7 @@ def people(text: str, kinds: Iterable[str], least: float) -> Iterator[Found]:
         (one.score, one.end - one.start, one.start, one.end, one.entity_type)
         for kind in kinds
         for one in _recogniser(kind).analyze(text, [kind], None)
-        if one.score >= least
+        if one.score >= least and not (kind == "IP_ADDRESS" and _IS_CODE.fullmatch(text[one.start : one.end]))
     ]
     taken: list[tuple[int, int]] = []
     for _, _, start, end, kind in sorted(found, key=lambda f: (-f[0], -f[1], f[2])):
@@ -57,9 +62,29 @@ def keys(text: str, guesses: bool) -> Iterator[Found]:
         yield Found("PRIVATE_KEY", whole[0])
     for line in text.splitlines():
         for detector in _detectors(guesses):
-            for secret in detector.analyze_string(line):
-                if secret:
-                    yield Found(detector.secret_type.upper().replace(" ", "_"), secret)
+            kind = _UNLIKE.sub("_", detector.secret_type.upper()).strip("_")
+            if type(detector).__name__ in GUESSES:
+                said = detector.analyze_line(filename="", line=line, line_number=0)
+                yield from (Found(kind, secret.secret_value) for secret in said if secret.secret_value)
+            else:
+                yield from (Found(kind, _whole(line, match)) for p in detector.denylist for match in p.finditer(line))
+
+
+def _whole(line: str, match: re.Match[str]) -> str:
+    """The key in what a pattern matched, to the ends of its words; the group of a pattern is often its prefix alone."""
+    groups = [i for i in range(1, len(match.groups()) + 1) if match[i] and len(match[i]) >= _LEAST]
+    start, end = match.span(max(groups, key=lambda i: len(match[i]))) if groups else match.span()
+    if line[start:end].startswith("eyJ"):  # of a web token they match all but the signature
+        end = _TOKEN.match(line, end).end()
+    while start < end and line[start] in _AROUND:
+        start += 1
+    while end > start and line[end - 1] in _AROUND:
+        end -= 1
+    while start and (line[start - 1].isalnum() or line[start - 1] == "_"):
+        start -= 1
+    while end < len(line) and (line[end].isalnum() or line[end] == "_"):
+        end += 1
+    return line[start:end]
 
 
 @cache

@@ -54,6 +54,36 @@ def show(
 
 
 @browse.command()
+def review(
+    dataset: Annotated[str, typer.Argument(help="Name or id of a dataset of rows.")],
+    step: Annotated[str | None, typer.Option(help="Only what this step dropped or replaced.")] = None,
+    rows: Annotated[int, typer.Option(help="How many rows are shown of each reason.", min=0)] = 3,
+    write: Annotated[Path | None, typer.Option(help="Also write all of them to this .csv file, to go through.")] = None,
+    as_json: AsJson = False,
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Why rows were dropped: each reason with how many rows it took, and some of them, to see whether it is right."""
+    from flows.review import reasons, reviewed
+
+    place = open_store(store)
+    found = reviewed(place, place.resolve(dataset), step)
+    if write:
+        write.write_text(found.write_csv(), encoding="utf-8")
+        say(f"{found.height:,} rows written to {write}")
+    told = reasons(found)
+    if as_json:
+        return typer.echo(json.dumps([{**r, "rows": r["rows"][:rows]} for r in told], ensure_ascii=False, indent=1))
+    for reason in told:
+        typer.echo(f"{reason['count']:,} rows ({reason['share']:.1%} of those dropped): {reason['why']}")
+        table = Table("id", "why", "prompt", "response", "now", box=None)
+        for row in reason["rows"][:rows]:
+            table.add_row(*[escape(cell(row[c], 70)) for c in ("id", "why", "prompt", "response", "now")])
+        out(table)
+    if not told:
+        typer.echo("nothing was dropped")
+
+
+@browse.command()
 def explain(
     row: Annotated[str, typer.Argument(help="Id of a row, or its beginning.")],
     as_json: AsJson = False,

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from curation.privacy import FOUND
 from curation.step import STEPS, StepError
 from flows import steps  # noqa: F401  registers every step
 from storage.schema import CHOICE, ROW, conform, message
@@ -87,6 +88,10 @@ def hostile(n: int) -> pl.DataFrame:
         pl.Series("diversity_cluster", rng.integers(0, 3, n), dtype=pl.Int32),
         pl.Series("student_answer", [texts[i % 5] for i in range(n)], dtype=pl.String),
         pl.Series("diversity_share", [1 / 3] * n, dtype=pl.Float64),
+        pl.Series("language_code", [["en", "de", None][i % 3] for i in range(n)], dtype=pl.String),
+        pl.Series("language_probability", [[0.9, 0.7, None][i % 3] for i in range(n)], dtype=pl.Float64),
+        pl.Series("privacy_kinds", [[None, "CREDIT_CARD, EMAIL_ADDRESS"][i % 2] for i in range(n)], dtype=pl.String),
+        pl.Series("privacy_found", [[{"kind": "IP_ADDRESS", "text": "a"}] * (i % 3) for i in range(n)], dtype=FOUND),
         pl.Series("embedding", rng.random((n, 4)), dtype=pl.Array(pl.Float32, 4)),
     )
     out = out.with_columns(
