@@ -66,8 +66,7 @@ def drop_private(rows: pl.DataFrame, cfg: PrivacyDrop) -> pl.DataFrame:
 
 
 class PrivacyMask(StepConfig):
-    round: int = Field(1, ge=0)
-    """Turn of the loop, written into the new rows."""
+    """It has no settings: what is masked is what was found."""
 
 
 @step("privacy-mask", kind="revise", reads="privacy_found", takes="split privacy_kinds")
@@ -77,7 +76,7 @@ def mask_private(rows: pl.DataFrame, cfg: PrivacyMask) -> pl.DataFrame:
     The same text becomes the same mask wherever it stands in the row, in calls of tools too.
     """
     found = rows.filter(pl.col("privacy_found").list.len() > 0)
-    new = _masked(found, cfg)
+    new = _masked(found)
     by = new.select(id="parent_id", by="id")
     reason = pl.when(pl.col("by").is_not_null()).then(pl.format("privacy-mask: replaced by {}", "by"))
     marked = rows.join(by, on="id", how="left", maintain_order="left").with_columns(
@@ -86,11 +85,12 @@ def mask_private(rows: pl.DataFrame, cfg: PrivacyMask) -> pl.DataFrame:
     return pl.concat([marked.drop("by"), new], how="diagonal_relaxed")
 
 
-def _masked(parents: pl.DataFrame, cfg: PrivacyMask) -> pl.DataFrame:
+def _masked(parents: pl.DataFrame) -> pl.DataFrame:
+    """A new row for each parent, of the same round: masking is part of bringing data in."""
     said = zip(parents["messages"].to_list(), parents["privacy_found"].to_list(), strict=True)
     made = [[_without(m, [Found(**f) for f in found]) for m in messages] for messages, found in said]
     ids = [
-        row_id(messages, source, parent, copy=cfg.round)
+        row_id(messages, source, parent)
         for messages, source, parent in zip(made, parents["source"], parents["id"], strict=True)
     ]
     nothing = {"privacy_found": pl.lit([], dtype=FOUND), "privacy_kinds": pl.lit(None, dtype=pl.String)}
@@ -102,7 +102,7 @@ def _masked(parents: pl.DataFrame, cfg: PrivacyMask) -> pl.DataFrame:
         "source",
         method=pl.lit("privacy-mask"),
         parent_id="id",
-        round=pl.lit(cfg.round, dtype=pl.Int32),
+        round="round",
         drop_reason=pl.lit(None, dtype=pl.String),
     )
 

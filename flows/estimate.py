@@ -38,7 +38,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     turns = [(use, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
     turns += [(use, (budget.rounds - 1) * seeds) for use in config.feedback]
     scored = most * mean * sum(PASSES.get(use.step, 0.0) * times for use, times in turns)
-    students = [use for use in config.score if find_step(use.step).kind == "revise"]  # each has one of its own
+    revised = [step for use in config.score if (step := find_step(use.step)).kind == "revise"]
+    students = [step for step in revised if "student" in step.roles]  # each has one of its own
     trainings = seeds * (budget.rounds * (1 + len(students)) + (2 if config.baselines else 0))
     trained = trainings * budget.optimizer_steps * batch * mean
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (

@@ -111,9 +111,9 @@ class Turn:
         return self.apply(Use(step="split", **{"with": {"share": self.config.validation}}), rows)
 
     def score(self, rows: str, heldout: str) -> str:
-        """The steps of the config in order. What revises has a student of its own, tuned on what is live so far."""
+        """The steps of the config in order. One that revises by a student has its own, tuned on what is live so far."""
         for place, use in enumerate(self.config.score):
-            if find_step(use.step).kind == "revise":
+            if (step := find_step(use.step)).kind == "revise" and "student" in step.roles:
                 name = f"{use.step}-{place}"
                 everything = Use(step="random", **{"with": {"rows": EVERYTHING}})
                 choice = self.apply(everything, rows, name=f"{name}-rows")

@@ -15,7 +15,7 @@ def reviewed(store: Store, dataset: str, step: str | None = None) -> pl.DataFram
     """The dropped rows of a dataset: id, step, why, prompt, response, and `now`: what the row in its place says."""
     made = store.manifest(dataset)
     if made.kind != "rows":
-        raise StoreError(f"{dataset} is a {made.kind}; name a dataset of rows, in which something was dropped")
+        raise StoreError(f"{dataset} is of kind {made.kind}; name a dataset of rows, in which something was dropped")
     rows = store.read(dataset, ["id", "messages", "parent_id", "drop_reason"])
     dropped = rows.filter(pl.col("drop_reason").is_not_null())
     told = pl.col("drop_reason").str.splitn(": ", 2).struct

@@ -21,7 +21,7 @@ def test_reasons_are_counted_as_one_where_they_differ_in_numbers_alone(tmp_path)
     assert reason["rows"][0]["why"] == "confidence 0.000 is not over 0.35" and reason["rows"][0]["prompt"]
     assert reviewed(store, "clear-filter-000000000003", "gopher-quality").is_empty()
     assert reasons(reviewed(store, "import-000000000001")) == []
-    with pytest.raises(StoreError, match="is a adapter"):
+    with pytest.raises(StoreError, match="is of kind adapter"):
         reviewed(store, "train-000000000005")
 
 
