@@ -101,6 +101,7 @@ def _names(place: Place) -> dict[str, str]:
 def _manifests(place: Place) -> tuple[dict[str, Manifest], dict[str, float | None]]:
     """All manifests of a place, oldest first and each after what it was made of; and when each was made, if said."""
     mine = [f for f in place.find("datasets") if f.count("/") == 2 and f.endswith(".json")]
+    place.hold(mine)
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         said = dict(zip(mine, threads.map(place.read, mine), strict=True))
     read, ended = {}, {}
@@ -118,6 +119,7 @@ def _manifests(place: Place) -> tuple[dict[str, Manifest], dict[str, float | Non
 def _files(place: Place, manifests: Mapping[str, Manifest], everything: bool) -> dict[str, str | None]:
     """What has to be there before manifests: file, and its digest where one is known."""
     files: dict[str, str | None] = dict.fromkeys(place.find("parts", "reports")) if everything else {}
+    place.hold(files)
     beside = set(files) or set(place.find("parts"))
     runs = place.find("datasets")
     for made in manifests.values():

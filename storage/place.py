@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -46,6 +46,11 @@ class Place:
         except FileNotFoundError:
             return None
 
+    def hold(self, files: Iterable[str]) -> None:
+        """Keep `gc` from files in a folder as long as this process lives; nothing collects an address."""
+        if self.folder:
+            hold(self.folder, *{what for file in files for what in _held(file)})
+
     @contextlib.contextmanager
     def local(self, file: str, folder: Path) -> Iterator[Path | None]:
         """The file on this machine; fetched into the folder where it is elsewhere, for as long as it is needed."""
@@ -67,7 +72,7 @@ class Place:
         if self.folder is None:
             self.files.put_file(str(path), f"{self.root}/{file}")
             return
-        hold(self.folder, *self._held(file))
+        self.hold([file])
         written = temporary(self.folder)
         shutil.copyfile(path, written)
         if replace:
@@ -80,7 +85,7 @@ class Place:
         if self.folder is None:
             self.files.pipe_file(f"{self.root}/{file}", text.encode())
             return
-        hold(self.folder, *self._held(file))
+        self.hold([file])
         put_if_absent(self.folder, self.folder / file, text)
         if time is not None:
             os.utime(self.folder / file, (time, time))
@@ -108,10 +113,10 @@ class Place:
                 "AWS_ENDPOINT_URL, then run the same command: it goes on"
             ) from why
 
-    @staticmethod
-    def _held(file: str) -> list[str]:
-        """As what `gc` knows the file."""
-        where, _, rest = file.partition("/")
-        if where == "datasets":
-            return [rest.split("/")[0]]
-        return [f"{os.path.splitext(file)[0]}.parquet"] if where == "parts" else []
+
+def _held(file: str) -> list[str]:
+    """As what `gc` knows a file."""
+    where, _, rest = file.partition("/")
+    if where == "datasets":
+        return [rest.split("/")[0]]
+    return [f"{os.path.splitext(file)[0]}.parquet"] if where == "parts" else []

@@ -1,8 +1,8 @@
 """Two steps of my own, to copy and change: how many questions an answer asks back, and a filter on it.
 
-    thresher check-steps my_steps.py                                  # do they keep their promises?
-    thresher step asks-back mine --steps my_steps.py                  # a command with help and options, like any other
-    thresher step asks-back-filter mine.asks-back --most 1 --steps my_steps.py
+thresher check-steps my_steps.py                                  # do they keep their promises?
+thresher step asks-back mine --steps my_steps.py                  # a command with help and options, like any other
+thresher step asks-back-filter mine.asks-back --most 1 --steps my_steps.py
 """
 
 import polars as pl
@@ -18,7 +18,7 @@ class AsksBack(StepConfig):
     """Count every question mark of a row of them (???) instead of once."""
 
 
-@step("asks-back", kind="score", writes="my_questions")
+@step("asks-back", kind="score", writes="my_questions", good="-my_questions")  # fewer are better
 def count_questions(rows: pl.DataFrame, cfg: AsksBack) -> pl.DataFrame:
     """Count the questions in each response."""
     response = pl.col("messages").list.last().struct.field("content").fill_null("")

@@ -1,9 +1,11 @@
 import json
 import socket
+import sys
 
 import polars as pl
 import pytest
 
+from curation import private
 from curation.privacy import PrivacyDrop, PrivacyFind, PrivacyMask
 from curation.step import StepError, find_step
 from storage.schema import message
@@ -73,6 +75,17 @@ def test_nothing_is_fetched_for_it(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert found("jane@example.co.uk")[0] == [("EMAIL_ADDRESS", "jane@example.co.uk")]
+
+
+@pytest.mark.parametrize(
+    ("library", "of"), [("presidio_analyzer", "people"), ("detect_secrets.core.plugins.util", "keys")]
+)
+def test_a_library_that_is_not_there_is_named_with_the_remedy(monkeypatch, library, of):
+    for known in (private._recogniser, private._detectors):
+        known.cache_clear()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(StepError, match=r"is not installed; `pip install 'thresher\[privacy\]'`"):
+        found("jane@example.com", look_for=of)
 
 
 def scored(frame):

@@ -169,7 +169,7 @@ def test_it_has_a_command_with_help_and_options_like_any_other(mine, tmp_path):
     raw.write_text("\n".join(map(json.dumps, LINES)))
     assert thresher("import", raw, "--name", "numbers", store=tmp_path / "s").returncode == 0
     ran = thresher("step", "asks-back", "numbers", "--count-all", "--steps", mine, store=tmp_path / "s")
-    assert ran.returncode == 0 and "numbers.asks-back: 5 rows, 5 live" in ran.stderr, ran.stderr
+    assert ran.returncode == 0 and "numbers.asks-back: 5 live, 5 rows" in ran.stderr, ran.stderr
     words = [sys.executable, "-m", "flows.cli", "--steps", str(mine)]
     helped = subprocess.run([*words, "step", "asks-back", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert "--count-all" in helped.stdout and "Count every question mark" in helped.stdout

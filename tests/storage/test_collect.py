@@ -82,6 +82,11 @@ def test_a_name_that_is_forgotten_reaches_nothing(store):
         pytest.param("store.exists('filter-2')", {"score-2", "filter-2"}, id="found-by-its-key"),
         pytest.param("store.manifest('score-2')", {"score-2"}, id="reads-it"),
         pytest.param("store.resolve('score-2')", {"score-2"}, id="was-given-it"),
+        pytest.param(
+            "from storage.copy import copy_store; copy_store(str(store.root), str(store.root) + '-copy')",
+            {"score-2", "filter-2"},
+            id="copies-it",
+        ),
         pytest.param("pass", set(), id="does-not-use-it"),
     ],
 )
