@@ -89,7 +89,7 @@ def open_records(file: BinaryIO, name: str, as_text: bool = False) -> Records:
         if kind in _TABLES and stream.packed:
             file = _spooled(stream)
     except Damaged as why:
-        return Records("damaged file", iter([_broken(1, str(why))]), file.tell, file.close)
+        return Records("damaged file", iter([_broken(1, str(why))]), lambda: 0, file.close)
     told = " in ".join(k for k in (kind, stream.encoding, stream.packed) if k)
     note = f"decoded from {stream.encoding}" if stream.encoding else None
     if kind in _TABLES:

@@ -48,8 +48,8 @@ def system_and_turns(messages: Messages) -> tuple[str | None, Messages]:
     return (first["content"], messages[1:]) if first["role"] == "system" else (None, messages)
 
 
-def sharegpt_turns(m: dict[str, str | None], names: dict[str, str] = _FROM) -> list[Record]:
-    said = [{"from": names[m["role"]], "value": m["content"]}] if m["content"] or not m["tool_calls"] else []
+def _sharegpt_turns(m: dict[str, str | None]) -> list[Record]:
+    said = [{"from": _FROM[m["role"]], "value": m["content"]}] if m["content"] or not m["tool_calls"] else []
     return said + ([{"from": "function_call", "value": m["tool_calls"]}] if m["tool_calls"] else [])
 
 
@@ -73,7 +73,7 @@ def _alpaca(id: str, messages: Messages, form: Record) -> Record:
 
 def _sharegpt(id: str, messages: Messages, form: Record) -> Record:
     system, turns = system_and_turns(messages) if form.get("system") else (None, messages)
-    record: Record = {"conversations": [turn for m in turns for turn in sharegpt_turns(m)]}
+    record: Record = {"conversations": [turn for m in turns for turn in _sharegpt_turns(m)]}
     return record | ({} if system is None else {"system": system})
 
 

@@ -48,7 +48,14 @@ def open_stream(file: BinaryIO) -> Stream:
     pieces = _chained(first, pieces)
     if encoding:
         pieces = _as_utf8(pieces, encoding)
-    return Stream(pieces, file.tell, packed, encoding, file.close)
+    at = [0]
+
+    def reached() -> int:
+        if not getattr(file, "closed", False):  # who unpacks zstd closes the file at its end
+            at[0] = file.tell()
+        return at[0]
+
+    return Stream(pieces, reached, packed, encoding, file.close)
 
 
 def _unpacked(file: BinaryIO) -> tuple[Any, str | None]:

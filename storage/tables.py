@@ -1,9 +1,10 @@
 """Files that are tables: CSV, Parquet and Arrow."""
 
 import csv
+import json
 from collections.abc import Iterator
 from itertools import chain
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,7 +54,17 @@ def in_csv(lines: Iterator[Found], name: str, tabs: bool) -> Iterator[Found]:
         if len(cells) != len(names):
             yield Found(start, raw, reason=f"{len(cells)} cells, but the header has {len(names)}", note=note)
         else:
-            yield Found(start, raw, dict(zip(names, cells, strict=True)), note=note)
+            yield Found(start, raw, dict(zip(names, map(_turns, cells), strict=True)), note=note)
+
+
+def _turns(cell: str) -> Any:
+    """A cell that holds turns as JSON, as an export writes them, is a list; all else is text."""
+    if cell.startswith(('[{"role":', '[{"from":')):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
 
 
 def in_table(file: BinaryIO, kind: str, name: str) -> Iterator[Found]:

@@ -18,7 +18,7 @@ import yaml
 
 from storage.exporting import Written, origins, pairs, selected
 from storage.schema import Messages
-from storage.shapes import openai, sharegpt_turns, system_and_turns
+from storage.shapes import openai, system_and_turns
 from storage.store import Store, StoreError
 from storage.turns import Record
 from storage.writing import write_records
@@ -95,16 +95,24 @@ def _axolotl_pair(id: str, messages: Messages, rejected: Messages) -> Record:
 def _factory(id: str, messages: Messages) -> Record:
     """ShareGPT's form, in which question and answer take turns; a result of a tool stands where a question does."""
     system, turns = system_and_turns(messages)
-    said = [turn for m in turns for turn in sharegpt_turns(m, _FROM)] if all(m["role"] in _FROM for m in turns) else []
+    said = [turn for m in turns for turn in _factory_turns(m)] if all(m["role"] in _FROM for m in turns) else []
     asks = [turn["from"] in ("human", "observation") for turn in said]
     if not said or asks != [n % 2 == 0 for n in range(len(said))] or len(said) % 2:
         raise StoreError(f"row {id} does not take turns of question and answer, which LLaMA-Factory needs; drop it")
     return {"conversations": said} | ({} if system is None else {"system": system})
 
 
+def _factory_turns(m: dict[str, str | None]) -> list[Record]:
+    said = [{"from": _FROM[m["role"]], "value": m["content"]}] if m["content"] or not m["tool_calls"] else []
+    if calls := _calls(m):
+        called = calls[0] if len(calls) == 1 else calls
+        said.append({"from": "function_call", "value": json.dumps(called, ensure_ascii=False)})
+    return said
+
+
 def _factory_pair(id: str, messages: Messages, rejected: Messages) -> Record:
     record = _factory(id, messages)
-    worse = sharegpt_turns(rejected[-1], _FROM)
+    worse = _factory_turns(rejected[-1])
     chosen = record["conversations"].pop()
     return record | {"chosen": chosen, "rejected": worse[-1]}
 

@@ -89,6 +89,8 @@ def in_turns(given: list[Any]) -> tuple[Messages, str | None]:
         if not isinstance(turn, dict):
             raise Unusable(f"message {n} is {kind(turn)}, not an object")
         said.append(_turn(turn, n))
+        if turn.get("role") == "developer":
+            left_out.add("the role developer, taken as system")
         if len(turn) > 2:
             left_out |= {name for name, value in turn.items() if value is not None} - _HELD
     return said, f"left out of the messages: {storable(', '.join(sorted(left_out)))}" if left_out else None
