@@ -44,15 +44,16 @@ def export_rows(store: Store, dataset: str, path: Path, format: str = "messages"
     dataset = rows_of(store, dataset)
     if not path.parent.is_dir():
         raise StoreError(f"there is no folder {path.parent} to write {path.name} to; make it first")
-    shape = Shape(format, lists=kind not in ("jsonl", "json"))
-    if shape.lists and format == "oasst":
+    shape = Shape(format, table=kind not in ("jsonl", "json"))
+    if shape.table and format == "oasst":
         raise StoreError(f"{path.name} would be a table, which holds no trees; name a .jsonl or .json file")
     if kind == "text" and format != "text":
         raise StoreError(
             f"{path.name} would be text, which holds no {format}; name a .jsonl file, or use --format text"
         )
-    if shape.lists and format in ("prompt-completion", "kto", "preference"):
-        shape.lists = not all(plain(messages) for _, messages, *_ in selected(store, dataset, format))
+    if shape.table and format in ("prompt-completion", "kto", "preference"):
+        both = ((messages, rejected or messages) for _, messages, rejected, _ in selected(store, dataset, format))
+        shape.lists = not all(plain(messages) and plain(rejected) for messages, rejected in both)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         rows = write_records(lambda: records(store, dataset, shape, own), temporary, kind, path.name)
@@ -108,7 +109,7 @@ def records(store: Store, dataset: str, shape: Shape, own: bool) -> Iterator[lis
             for name, value in json.loads(columns).items():
                 if name in record:
                     shape.lost[f"column {name!r} is left out: the format has a field of that name"] += 1
-                elif shape.format not in ("text",) or name != "heading":
+                else:
                     record[name] = value
         batch.append(record)
         if len(batch) >= 2048:

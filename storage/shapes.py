@@ -16,6 +16,8 @@ class Shape:
     """How rows are written, and what was left out on the way: a reason, and in how many rows."""
 
     format: str
+    table: bool = False
+    """For a table, which has the same columns in all rows."""
     lists: bool = False
     """Prompts and answers as lists of messages, also where a text would do: tables hold one type in a column."""
     lost: Counter[str] = field(default_factory=Counter)
@@ -96,7 +98,7 @@ def _prompt_completion(shape: Shape, messages: Messages) -> Record:
 
 def _preference(shape: Shape, messages: Messages, rejected: Messages, form: Record) -> Record:
     asked, answers = messages[:-1], {"chosen": messages[-1:], "rejected": rejected[-1:]}
-    if form.get("prompt") == 0:  # it came without a prompt of its own
+    if form.get("prompt") == 0 and not shape.table:  # it came without a prompt of its own
         return {name: [openai(m) for m in [*asked, *said]] for name, said in answers.items()}
     if not shape.lists and plain(messages) and plain(rejected):
         return {"prompt": asked[0]["content"]} | {name: said[0]["content"] for name, said in answers.items()}

@@ -36,7 +36,7 @@ def write_records(batches: Batches, path: Path, kind: str, name: str) -> int:
         rows = _WRITERS[kind](batches, packed, name)
         if packed is not file:
             packed.close()
-        file.flush()
+    with path.open("rb") as file:  # who packs zstd closes the file with its own
         os.fsync(file.fileno())
     return rows
 

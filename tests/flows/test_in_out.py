@@ -54,3 +54,16 @@ def test_what_an_export_cannot_hold_is_told(tmp_path):
 def test_wrong_usage_is_named(tmp_path, words, message):
     _, _, why = run(tmp_path, *words)
     assert message in str(why)
+
+
+def test_what_was_imported_as_better_is_learnt_from(tmp_path):
+    from flows.preference import pairs_of
+    from storage.importing import import_files
+    from storage.store import Store
+
+    store = Store(tmp_path / "store")
+    made = import_files(store, [FILES / "preference.jsonl"], "pool")
+    pairs = store.read(pairs_of(store, made.dataset))
+    assert pairs["why"].to_list() == ["import"] * 3
+    ids = store.read(made.dataset)["id"].to_list()
+    assert pairs.select("id", "rejected").rows() == list(zip(ids[1::2], ids[::2], strict=True))

@@ -113,6 +113,18 @@ def test_the_users_other_columns_come_back_and_can_be_left_out(tmp_path):
         assert sum("subset" in r for r in records(tmp_path / "out.jsonl")) == there
 
 
+@pytest.mark.parametrize("name", ["preference.jsonl", "kto.jsonl", "alpaca.jsonl"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_hold_preferences_and_labels(tmp_path, name, suffix):
+    store, format = Store(tmp_path / "store"), name.split(".")[0]
+    first = import_files(store, [FILES / name], "pool")
+    export_rows(store, "pool", tmp_path / f"out.{suffix}", format)
+    again = import_files(store, [tmp_path / f"out.{suffix}"], "again")
+    assert again.formats == {f"out.{suffix}": format}
+    said = [store.read(d).select("messages", "drop_reason") for d in (first.dataset, again.dataset)]
+    assert said[0].equals(said[1])
+
+
 def test_a_pair_is_a_row_and_the_one_it_is_better_than(tmp_path):
     store = Store(tmp_path / "store")
     made = import_files(store, [FILES / "preference.jsonl"], "pool")
