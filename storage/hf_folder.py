@@ -21,8 +21,6 @@ _PAPERS = {
     "2023, arXiv:2307.06290",
     "llm2llm": "Lee et al., *LLM2LLM: Boosting LLMs with Novel Iterative Data Enhancement*, 2024, arXiv:2403.15042",
 }
-
-
 _COLUMNS = """## Columns
 
 `messages` is the conversation, `source` the imported data set that a row descends from, `method` the step that wrote it
@@ -123,7 +121,7 @@ def _sources(chain: list[Manifest]) -> str:
     lines = []
     for made in chain:
         if made.step == "import":
-            files = ", ".join(f"`{file}` (SHA-256 {digest[:12]}…)" for file, digest in made.config["files"].items())
+            files = ", ".join(f"`{file}` (digest {digest[:12]}…)" for file, digest in made.config["files"].items())
             lines.append(
                 f"- **{made.config['source']}**: {made.counts['rows']:,} rows from {files}; licence: not stated"
             )

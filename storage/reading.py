@@ -98,9 +98,8 @@ def _unknown(records: list[Record]) -> str:
     names = list(records[0])
     if {"message_id", "parent_id", "text", "role"} <= set(names):
         return "its lines are single messages of OpenAssistant; take the file of trees instead"
-    example = (
-        f"--column instruction={names[0]} --column output={names[-1]}" if names else "--column instruction=question"
-    )
+    asked, answer = (names[0], names[-1]) if len(names) > 1 else ("question", "answer")
+    example = f"--column instruction={asked} --column output={answer}"
     has = ", ".join(repr(str(n)[:40]) for n in names[:20])
     return storable(f"its lines have {has}; say which field is which, such as {example} ({known})")
 
@@ -151,17 +150,22 @@ def _batch(block: Block, name: str, source: str, format: str, longest: int, copi
 def _usable(record: object, format: str, longest: int) -> list[Said | Unusable]:
     try:
         found = rows_of(record, format)
-        for said in found:
-            if isinstance(said, Said):
-                length = sum(len(m[k]) for m in said.messages for k in _COUNTED if m[k])
-                if length > longest:
-                    raise Unusable(f"row of {length:,} characters is over the limit of {longest:,}")
+        found = [_short(said, longest) if isinstance(said, Said) else said for said in found]
+        if format == "preference" and (why := next((f for f in found if isinstance(f, Unusable)), None)):
+            raise why  # half a pair says nothing
         for said in found:
             if isinstance(said, Said):
                 said.own = own_columns(record, format, said.own)
     except RecursionError:
         raise Unusable("not JSON: nested too deeply") from None
     return found
+
+
+def _short(said: Said, longest: int) -> Said | Unusable:
+    length = sum(len(m[k]) for m in said.messages for k in _COUNTED if m[k])
+    if length > longest:
+        return Unusable(f"row of {length:,} characters is over the limit of {longest:,}")
+    return said
 
 
 _COUNTED = ("content", "tool_calls", "reasoning_content")
