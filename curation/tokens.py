@@ -5,6 +5,8 @@ import polars as pl
 from curation.step import Engine, StepConfig, step
 from storage.schema import Messages
 
+_WRITTEN = ("reasoning_content", "content", "tool_calls")
+
 
 class Tokens(StepConfig):
     pass
@@ -18,4 +20,4 @@ def count(rows: pl.DataFrame, cfg: Tokens, base: Engine) -> pl.DataFrame:
 
 
 def _text(messages: Messages) -> str:
-    return "\n".join(f"{m['content'] or ''}{m.get('tool_calls') or ''}" for m in messages)
+    return "\n".join("".join(m.get(name) or "" for name in _WRITTEN) for m in messages)

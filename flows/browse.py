@@ -12,7 +12,6 @@ from rich.table import Table
 
 from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.explain import History, history
-from flows.progress import say
 from storage.schema import instruction, response
 
 browse = typer.Typer()
@@ -96,21 +95,6 @@ def explain(
         said["events"] = [{"dataset": e.dataset, "step": e.step, "name": e.name, **e.facts} for e in found.events]
         return typer.echo(json.dumps(said, ensure_ascii=False, indent=1, default=str))
     _tell(found)
-
-
-@browse.command()
-def export(
-    dataset: Annotated[str, typer.Argument(help="Name or id of the dataset.")],
-    path: Annotated[Path, typer.Argument(help="File to write.")],
-    format: Annotated[str, typer.Option(help="alpaca, sharegpt, messages, prompt-completion or parquet.")] = "messages",
-    store: StoreOption = Path(".thresher"),
-) -> None:
-    """Write the live rows of a dataset to a file for other tools."""
-    from storage.exporting import export_rows
-
-    place = open_store(store)
-    written = export_rows(place, place.resolve(dataset), path, format)
-    say(f"{written:,} rows written to {path} as {format}")
 
 
 @browse.command()

@@ -21,6 +21,7 @@ from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
 from flows.engines import EngineError
 from flows.evaluate_command import evaluation
+from flows.in_out import in_out
 from flows.models import check_models, check_student, lend, typed_models
 from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
@@ -41,25 +42,6 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but rows were rejected on i
 """
 
 app = typer.Typer(no_args_is_help=True, help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command("import")
-def import_(
-    files: Annotated[list[Path], typer.Argument(help="Files of rows: JSON lines, a JSON array or Parquet.")],
-    name: Annotated[str, typer.Option(help="Name for the dataset.")],
-    format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt, messages or prompt-completion.")] = "auto",
-    store: StoreOption = Path(".thresher"),
-) -> None:
-    """Bring raw data into the store. What cannot become a row is kept among the rejects, with file, line and reason."""
-    from storage.importing import import_files
-
-    with bar(f"import {name}") as progress:
-        found = import_files(open_store(store), files, name, format, progress=progress)
-    took = ", ".join(f"{file} as {kind}" for file, kind in found.formats.items())
-    say(f"{name}: {found.rows:,} rows, {found.rejected:,} rejected; took {took} ({found.dataset})")
-    if found.rejected:
-        say(f"`thresher show {name} --rejects` lists them")
-        raise typer.Exit(REJECTED)
 
 
 @app.command()
@@ -267,6 +249,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
+app.add_typer(in_out)
 app.add_typer(training)
 app.add_typer(evaluation)
 app.add_typer(adapters)

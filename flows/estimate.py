@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from curation.step import find_step
 from flows.config import LoopConfig, Use
 from flows.engines import model_folder
 from flows.forecast import Asked, Lengths, asked, lengths_of_words
-from storage.reading import read_batches, tell_format
+from storage.copies import Copies
+from storage.reading import raw_file, read_batches, tell_format
 from storage.schema import prompt, response
 from storage.store import StoreError
 
@@ -91,9 +91,10 @@ def _count(path: Path, model: str) -> tuple[int, Lengths]:
         raise StoreError(f"there is no file {path}; name one with `pool:` and `heldout:` in the config")
     chat = load_chat(model_folder(model))
     rows, sample = 0, []
-    for batch in read_batches(path, "estimate", tell_format(path) or "alpaca", LONGEST, Counter(), [0]):
-        rows += len(batch.rows)
-        sample += [row[1] for row in batch.rows[: max(0, 2000 - len(sample))]]
+    raw = raw_file(path)
+    for batch in read_batches(raw, "estimate", tell_format(raw)[0], LONGEST, Copies()):
+        rows += batch.rows.num_rows
+        sample += batch.rows["messages"].slice(0, max(0, 2000 - len(sample))).to_pylist()
     prompts = [len(ids) for ids in chat.encode([prompt(messages) for messages in sample]) if isinstance(ids, list)]
     responses = [n + 1 for n in chat.count([response(messages) for messages in sample])]
     return rows, lengths_of_words(chat.count, float(np.mean(prompts or [0])), float(np.mean(responses or [0])))

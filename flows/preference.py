@@ -36,7 +36,7 @@ def pairs_of(store: Store, rows: str) -> str:
         .select("id", "parent_id", "method", "messages", "parent")
     )
     pairs = [
-        (row, parent, method or "corrected")
+        (row, parent, method or "import")
         for row, parent, method, messages, before in both.iter_rows()
         if prompt(messages) == prompt(before) and response(messages) != response(before)
     ]

@@ -1,133 +1,183 @@
-"""Live rows as a file that other tools read: JSON lines in the formats of storage/formats.py, or Parquet."""
+"""Rows as files that other tools read: every format of formats.py, in JSON lines, JSON, CSV, Parquet, Arrow or text."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage.schema import MESSAGE, Messages
+from storage.preferences import REJECTED, UNWANTED
+from storage.records import KINDS, plain_suffix, write_records
+from storage.schema import Messages
+from storage.shapes import Shape, plain, tree
 from storage.store import Store, StoreError
+from storage.turns import Record
 
-_FROM = {"user": "human", "assistant": "gpt", "system": "system", "tool": "tool"}
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+FILES = ("alpaca", "sharegpt", "messages", "prompt-completion", "preference", "kto", "oasst", "text")
+FOLDERS = ("trl", "axolotl", "llama-factory", "ms-swift", "hf")
 
 
-def export_rows(store: Store, dataset: str, path: Path, format: str = "messages") -> int:
-    """Write the live rows of a dataset, given by name or id, and return how many. The file appears when it is whole."""
-    if format not in (*_RECORDS, "parquet"):
-        raise StoreError(f"there is no export format {format!r}; there are {', '.join(_RECORDS)}, parquet")
-    dataset = store.resolve(dataset)
-    if (kind := store.manifest(dataset).kind) != "rows":
-        raise StoreError(f"{dataset} is a {kind}, not rows; export the dataset that it was made from")
+@dataclass(slots=True)
+class Written:
+    rows: int
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the format could not hold, and in how many rows."""
+    read_with: str = ""
+    """A command or call that reads what was written."""
+
+
+def export_rows(store: Store, dataset: str, path: Path, format: str = "messages", own: bool = True) -> Written:
+    """Write the live rows of a dataset, given by name or id. The file appears when it is whole.
+
+    `own`: with the other columns that the imported records had, and in the form that they had.
+    """
+    if format not in (*FILES, "parquet"):
+        raise StoreError(f"there is no export format {format!r}; there are {', '.join((*FILES, 'parquet', *FOLDERS))}")
+    kind = "parquet" if format == "parquet" else KINDS.get(plain_suffix(path.name), "jsonl")
+    format = "messages" if format == "parquet" else format
+    dataset = rows_of(store, dataset)
     if not path.parent.is_dir():
         raise StoreError(f"there is no folder {path.parent} to write {path.name} to; make it first")
+    shape = Shape(format, table=kind not in ("jsonl", "json"))
+    if shape.table and format == "oasst":
+        raise StoreError(f"{path.name} would be a table, which holds no trees; name a .jsonl or .json file")
+    if kind == "text" and format != "text":
+        raise StoreError(
+            f"{path.name} would be text, which holds no {format}; name a .jsonl file, or use --format text"
+        )
+    if shape.table and format in ("prompt-completion", "kto", "preference"):
+        both = ((messages, rejected or messages) for _, messages, rejected, _ in selected(store, dataset, format))
+        shape.lists = not all(plain(messages) and plain(rejected) for messages, rejected in both)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if format == "parquet":
-            written = _write_parquet(store, dataset, temporary)
-        else:
-            written = _write_lines(store, dataset, temporary, _RECORDS[format])
+        rows = write_records(lambda: records(store, dataset, shape, own), temporary, kind, path.name)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return Written(rows, dict(shape.lost))
+
+
+def export_folder(store: Store, dataset: str, path: Path, format: str) -> Written:
+    """Write the files and settings of a trainer, or a data set of Hugging Face's `datasets` with its card."""
+    from storage.hf_folder import write_hf
+    from storage.trainers import write_trainer
+
+    name, dataset = dataset, rows_of(store, dataset)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} is there already; name a folder that is new or empty")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        if format == "hf":
+            written = write_hf(store, dataset, temporary, path, name)
+        else:
+            written = write_trainer(store, dataset, temporary, path, format)
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return written
 
 
-def _live(store: Store, dataset: str) -> Iterator[pl.DataFrame]:
+def rows_of(store: Store, dataset: str) -> str:
+    """The id of a dataset of rows; refuses what is none."""
+    dataset = store.resolve(dataset)
+    if (kind := store.manifest(dataset).kind) != "rows":
+        raise StoreError(f"{dataset} is a {kind}, not rows; export the dataset that it was made from")
+    return dataset
+
+
+def records(store: Store, dataset: str, shape: Shape, own: bool) -> Iterator[list[Record]]:
+    """The records of a dataset, a shard's worth at a time, counting in `shape.lost` what they do not hold."""
+    origin = origins(store, dataset) if own else {}
+    shape.lost = Counter()
+    batch: list[Record] = []
+    if shape.format == "oasst":
+        yield from _trees(store, dataset, origin)
+        return
+    for id, messages, rejected, wanted in selected(store, dataset, shape.format):
+        columns, form = origin.get(id, (None, None))
+        record = shape.record(id, messages, json.loads(form) if form else {}, rejected, wanted)
+        if columns:
+            for name, value in json.loads(columns).items():
+                if name in record:
+                    shape.lost[f"column {name!r} is left out: the format has a field of that name"] += 1
+                else:
+                    record[name] = value
+        batch.append(record)
+        if len(batch) >= 2048:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+Row = tuple[str, Messages, Messages | None, bool]  # id, messages, the rejected conversation, whether it is wanted
+
+
+def selected(store: Store, dataset: str, format: str) -> Iterator[Row]:
+    """The rows that a format writes: the live ones; for kto the unwanted too; for preference those of pairs."""
+    if format == "preference":
+        yield from pairs(store, dataset)
+        return
     for rows in store.shards(dataset, ["id", "messages", "drop_reason"]):
-        yield rows.filter(pl.col("drop_reason").is_null())
+        unwanted = pl.col("drop_reason").is_in([REJECTED, UNWANTED]) if format == "kto" else pl.lit(False)
+        kept = rows.filter(pl.col("drop_reason").is_null() | unwanted)
+        for id, messages, reason in kept.select("id", "messages", "drop_reason").iter_rows():
+            yield id, messages, None, reason is None
 
 
-def _write_lines(store: Store, dataset: str, path: Path, record: Callable[[str, Messages], dict[str, Any]]) -> int:
-    written = 0
-    with path.open("w", encoding="utf-8") as file:
-        for rows in _live(store, dataset):
-            for id, messages in rows.select("id", "messages").iter_rows():
-                file.write(json.dumps(record(id, messages), ensure_ascii=False) + "\n")
-            written += rows.height
-        _to_disk(file)
-    return written
+def pairs(store: Store, dataset: str) -> Iterator[Row]:
+    """Live rows that were made of another with the same prompt, whose answer is the rejected one."""
+    rows = store.read(dataset, ["id", "messages", "parent_id", "drop_reason"])
+    both = (
+        rows.filter(pl.col("drop_reason").is_null())
+        .join(rows.select(parent_id="id", parent="messages"), on="parent_id", how="inner", maintain_order="left")
+        .select("id", "messages", "parent")
+    )
+    found = 0
+    for id, messages, parent in both.iter_rows():
+        if _asked(messages) == _asked(parent) and messages[-1] != parent[-1]:
+            found += 1
+            yield id, messages, parent, True
+    if not found:
+        raise StoreError(
+            f"{dataset} holds no pair: no live row answers the prompt of the row that it was made of otherwise; "
+            "import preferences, or correct some rows first"
+        )
 
 
-def _write_parquet(store: Store, dataset: str, path: Path) -> int:
-    """One column `messages`. Turns have the key tool_calls only if one has calls: chat templates look for it."""
-    calls = pl.col("messages").list.eval(pl.element().struct.field("tool_calls").is_not_null().any()).list.any()
-    has_calls = any(rows.select(calls.any()).item() for rows in _live(store, dataset))
-    schema = pa.schema([("messages", pa.list_(MESSAGE if has_calls else _TURN))])
-    turn = pl.element().struct.field(*[f.name for f in schema.field("messages").type.value_type])
-    written = 0
-    with path.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for rows in _live(store, dataset):
-                kept = rows.select(pl.col("messages").list.eval(pl.struct(turn)))
-                writer.write_table(kept.to_arrow().cast(schema))
-                written += rows.height
-        _to_disk(file)
-    return written
+def _asked(messages: Messages) -> list[tuple[Any, Any]]:
+    return [(m["role"], m["content"]) for m in messages[:-1]]
 
 
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def origins(store: Store, dataset: str) -> dict[str, tuple[str | None, str | None]]:
+    """Of the rows that were imported: their other columns and their form, by id; only where there is either."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    todo, seen = [dataset], set()
+    while todo:
+        made = store.manifest(todo.pop())
+        seen.add(made.id)
+        todo += [i for i in made.inputs.values() if i not in seen and store.exists(i)]
+        for part in made.side.get("origin", ()):
+            said = store.read_shard((part,), ["id", "columns", "form"])
+            said = said.with_columns(form=pl.lit(None, dtype=pl.String)) if "form" not in said.columns else said
+            told = said.filter(pl.col("columns").is_not_null() | pl.col("form").is_not_null())
+            found |= {id: (columns, form) for id, columns, form in told.select("id", "columns", "form").iter_rows()}
+    return found
 
 
-def _alpaca(id: str, messages: Messages) -> dict[str, Any]:
-    system, turns = _system_and_turns(messages)
-    if len(turns) % 2 or [m["role"] for m in turns] != ["user", "assistant"] * (len(turns) // 2):
-        raise StoreError(f"row {id} is no alternation of user and assistant, which alpaca cannot hold; use messages")
-    _refuse_tool_calls(id, messages, "alpaca")
-    texts = [m["content"] for m in turns]
-    record: dict[str, Any] = {"instruction": texts[-2], "input": "", "output": texts[-1]}
-    if system is not None:
-        record["system"] = system
-    if texts[:-2]:
-        record["history"] = [texts[n : n + 2] for n in range(0, len(texts) - 2, 2)]
-    return record
-
-
-def _sharegpt(id: str, messages: Messages) -> dict[str, Any]:
-    return {"conversations": [turn for m in messages for turn in _sharegpt_turns(m)]}
-
-
-def _sharegpt_turns(m: dict[str, str | None]) -> list[dict[str, str | None]]:
-    said = [{"from": _FROM[m["role"]], "value": m["content"]}] if m["content"] or not m["tool_calls"] else []
-    return said + ([{"from": "function_call", "value": m["tool_calls"]}] if m["tool_calls"] else [])
-
-
-def _messages(id: str, messages: Messages) -> dict[str, Any]:
-    return {"messages": [_openai(m) for m in messages]}
-
-
-def _prompt_completion(id: str, messages: Messages) -> dict[str, Any]:
-    asked, answer = messages[:-1], messages[-1]
-    if [m["role"] for m in asked] == ["user"] and not answer["tool_calls"]:
-        return {"prompt": asked[0]["content"], "completion": answer["content"]}
-    return {"prompt": [_openai(m) for m in asked], "completion": [_openai(answer)]}
-
-
-def _openai(m: dict[str, str | None]) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": m["role"], "content": m["content"]}
-    if m["tool_calls"]:
-        try:
-            said["tool_calls"] = json.loads(m["tool_calls"])
-        except ValueError:  # it came as a text that is no JSON
-            said["tool_calls"] = m["tool_calls"]
-    return said
-
-
-def _system_and_turns(messages: Messages) -> tuple[str | None, Messages]:
-    first = messages[0]
-    return (first["content"], messages[1:]) if first["role"] == "system" else (None, messages)
-
-
-def _refuse_tool_calls(id: str, messages: Messages, format: str) -> None:
-    if any(m["tool_calls"] for m in messages):
-        raise StoreError(f"row {id} calls tools, which {format} cannot hold; use messages")
-
-
-_RECORDS = {"alpaca": _alpaca, "sharegpt": _sharegpt, "messages": _messages, "prompt-completion": _prompt_completion}
+def _trees(store: Store, dataset: str, origin: dict[str, tuple[str | None, str | None]]) -> Iterator[list[Record]]:
+    """Trees in the order of their first rows: threads with one prompt and, where they had one, one tree's id."""
+    groups: dict[tuple[Any, ...], list[tuple[Messages, Record]]] = {}
+    for id, messages, _, _ in selected(store, dataset, "oasst"):
+        own = json.loads(origin.get(id, (None, None))[0] or "{}")
+        tree_id = own.get("message_tree_id")
+        groups.setdefault((tree_id, messages[0]["role"], messages[0]["content"]), []).append((messages, own))
+    yield [tree(threads) for threads in groups.values()]

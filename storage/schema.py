@@ -8,16 +8,19 @@ One schema for every dataset; a score is an extra typed column named `<method>_<
 
 import hashlib
 import json
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())])
+# Beside role and content: calls of tools as the JSON they came as, and what OpenAI's messages may have besides.
+SPOKEN = ("tool_calls", "reasoning_content", "tool_call_id", "name")
+MESSAGE = pa.struct([(name, pa.string()) for name in ("role", "content", *SPOKEN)])
 
 ROW = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # see row_id
-        pa.field("messages", pa.list_(MESSAGE), nullable=False),  # tool_calls: the JSON as it came
+        pa.field("messages", pa.list_(MESSAGE), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # name of the imported data set it descends from
         pa.field("method", pa.string()),  # step that wrote the row; null for imported rows
         pa.field("parent_id", pa.string()),  # row this one corrects or grows from
@@ -54,6 +57,7 @@ ORIGIN = pa.schema(
         pa.field("line", pa.int64(), nullable=False),
         pa.field("columns", pa.string()),
         pa.field("note", pa.string()),  # what was repaired on the way in, such as the encoding
+        pa.field("form", pa.string()),  # JSON: what an export must know to write the record as it was
     ]
 )
 
@@ -70,8 +74,9 @@ REJECT = pa.schema(
 Messages = list[dict[str, str | None]]
 
 
-def message(role: str, content: str, tool_calls: str | None = None) -> dict[str, str | None]:
-    return {"role": role, "content": content, "tool_calls": tool_calls}
+def message(role: str, content: str, tool_calls: str | None = None, **said: str | None) -> dict[str, str | None]:
+    """A message with every field that one may have; `said` are those of SPOKEN after the first."""
+    return {"role": role, "content": content, **dict.fromkeys(SPOKEN), "tool_calls": tool_calls, **said}
 
 
 def row_id(messages: Messages, source: str, parent_id: str | None = None, copy: int = 0) -> str:
@@ -79,9 +84,24 @@ def row_id(messages: Messages, source: str, parent_id: str | None = None, copy: 
 
     `copy` counts equal rows of one source from 0, so that duplicates stay two rows until a step says otherwise.
     """
-    said = [[m["role"], m["content"], m.get("tool_calls")] for m in messages]
+    said = [[m["role"], m["content"], m.get("tool_calls"), *_besides(m)] for m in messages]
     text = json.dumps([said, source, parent_id, copy], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _besides(m: dict[str, str | None]) -> list[list[str]]:
+    """The fields that most messages lack; left out where there are none, so that an id is what it always was."""
+    said = [[name, m[name]] for name in SPOKEN[1:] if m.get(name)]
+    return [said] if said else []
+
+
+def beside_content(m: dict[str, str | None]) -> dict[str, Any]:
+    """What a message has besides role and content, as a chat template or a server takes it; ValueError: no JSON."""
+    said: dict[str, Any] = {name: m[name] for name in SPOKEN if m.get(name)}
+    if "tool_calls" in said:
+        calls = json.loads(said["tool_calls"])  # ShareGPT's is one call alone, without OpenAI's wrapping
+        said["tool_calls"] = [{"type": "function", "function": calls}] if isinstance(calls, dict) else calls
+    return said
 
 
 def instruction(messages: Messages) -> str:

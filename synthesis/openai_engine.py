@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.step import Completion, Failed
-from storage.schema import Messages
+from storage.schema import Messages, beside_content
 from synthesis.chat import Chat, load_chat, seeds_of
 from synthesis.fingerprint import EngineError, folder_digest
 from synthesis.http import Purse, Server
@@ -272,7 +272,4 @@ def _unspeakable(messages: Messages) -> Failed | None:
 
 
 def _message(said: dict[str, str | None]) -> dict[str, Any]:
-    calls = said.get("tool_calls")
-    return {"role": said["role"], "content": said["content"] or ""} | (
-        {"tool_calls": json.loads(calls)} if calls else {}
-    )
+    return {"role": said["role"], "content": said["content"] or "", **beside_content(said)}

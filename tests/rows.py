@@ -1,6 +1,6 @@
 import polars as pl
 
-from storage.schema import message
+from storage.schema import SPOKEN, message
 
 
 def rows(*pairs: tuple[str, str], **columns: list) -> pl.DataFrame:
@@ -20,6 +20,6 @@ def rows(*pairs: tuple[str, str], **columns: list) -> pl.DataFrame:
         schema_overrides={
             "id": pl.String,
             "source": pl.String,
-            "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String, "tool_calls": pl.String})),
+            "messages": pl.List(pl.Struct(dict.fromkeys(("role", "content", *SPOKEN), pl.String))),
         },
     )

@@ -5,7 +5,6 @@ the generation prompt: the text up to message i with the prompt is a prefix of t
 knows a marked form of the template, both must agree on every row, white space aside; else the run refuses.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
+from storage.schema import beside_content
 from training.settings import TrainError
 
 IGNORED = -100  # label of a token that is not learnt
@@ -196,7 +196,7 @@ def _shortened(template: Template, row_id: str, messages: list[Any], max_length:
 
 def _said(message: dict[str, str | None], row_id: str) -> dict[str, Any]:
     try:
-        calls = {"tool_calls": json.loads(message["tool_calls"])} if message.get("tool_calls") else {}
+        beside = beside_content(message)
     except ValueError as error:
         raise TrainError(f"row {row_id} has tool calls that are no JSON ({error}); drop the row") from error
-    return {"role": message["role"], "content": message["content"] or "", **calls}
+    return {"role": message["role"], "content": message["content"] or "", **beside}

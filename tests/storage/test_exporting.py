@@ -75,7 +75,7 @@ def test_prompt_completion_is_text_if_it_can_be(tmp_path):
 @pytest.mark.parametrize("conversations, keys", [([SINGLE, LONG], ["role", "content"]), ([SINGLE, TOOLS], None)])
 def test_parquet_has_a_column_messages(tmp_path, conversations, keys):
     store = stored(tmp_path, *conversations)
-    assert export_rows(store, "pool", tmp_path / "out.parquet", "parquet") == 2
+    assert export_rows(store, "pool", tmp_path / "out.parquet", "parquet").rows == 2
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column_names == ["messages"]
     keys = keys or ["role", "content", "tool_calls"]
@@ -85,7 +85,7 @@ def test_parquet_has_a_column_messages(tmp_path, conversations, keys):
 def test_dropped_rows_are_left_out(tmp_path):
     store = stored(tmp_path, SINGLE, LONG, drop_reason=["duplicates: exact copy of r1", None])
     assert [r["output"] for r in exported(store, "alpaca")] == ["4"]
-    assert export_rows(store, "pool", tmp_path / "out.parquet", "parquet") == 1
+    assert export_rows(store, "pool", tmp_path / "out.parquet", "parquet").rows == 1
 
 
 @pytest.mark.parametrize("format", ["sharegpt", "messages", "prompt-completion", "parquet"])
@@ -113,7 +113,10 @@ def test_an_export_that_fails_leaves_the_old_file(tmp_path):
     [
         ("rows", "pol", "out", "alpaca", "did you mean pool"),
         ("rows", "pool", "gone/out", "alpaca", "there is no folder"),
-        ("rows", "pool", "out", "csv", "there are alpaca, "),
+        ("rows", "pool", "out", "xml", "there are alpaca, "),
+        ("rows", "pool", "out.csv", "oasst", "holds no trees"),
+        ("rows", "pool", "out.txt", "alpaca", "would be text"),
+        ("rows", "pool", "out", "preference", "holds no pair"),
         ("choice", "pool", "out", "alpaca", "is a choice, not rows"),
     ],
 )

@@ -1,13 +1,13 @@
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from storage.copies import Copies
 from storage.formats import FORMATS, recognise
-from storage.reading import read_batches, tell_format
+from storage.reading import raw_file, read_batches, tell_format
 from storage.store import StoreError
 
 GOOD = {"instruction": "Add.", "input": "2+2", "output": "4"}
@@ -18,10 +18,10 @@ def read(path: Path, content: bytes | str | list, format: str = "alpaca", max_ch
     if isinstance(content, list):
         content = "".join(json.dumps(record) + "\n" for record in content)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    batches = list(read_batches(path, "raw", format, max_chars, Counter(), [0]))
-    rows = [[(m["role"], m["content"]) for m in row[1]] for b in batches for row in b.rows]
-    rejects = [(r[1], r[2]) for b in batches for r in b.rejects]
-    origins = [(o[2], o[3], o[4]) for b in batches for o in b.origins]
+    batches = list(read_batches(raw_file(path), "raw", format, max_chars, Copies()))
+    rows = [[(m["role"], m["content"]) for m in row] for b in batches for row in b.rows["messages"].to_pylist()]
+    rejects = [(r["line"], r["reason"]) for b in batches for r in b.rejects.to_pylist()]
+    origins = [(o["line"], o["columns"], o["note"]) for b in batches for o in b.origin.to_pylist()]
     return rows, rejects, origins
 
 
@@ -88,7 +88,7 @@ def test_a_record_becomes_messages(path, format, record, expected):
     rows, rejects, _ = read(path, [record], format)
     assert rows == [expected]
     assert rejects == []
-    assert tell_format(path) == format
+    assert tell_format(raw_file(path)) == (format, "JSON lines")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,14 @@ def test_tool_calls_are_kept_as_json_and_what_has_no_place_is_noted(path):
         {"role": "user", "content": "2+2?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "4", "tool_call_id": "c1"},
-        {"role": "assistant", "content": "4", "tool_calls": []},
+        {"role": "assistant", "content": "4", "tool_calls": [], "weight": 0},
     ]
     path.write_text(json.dumps({"messages": turns}))
-    [batch] = read_batches(path, "raw", "messages", 1000, Counter(), [0])
-    [messages] = [row[1] for row in batch.rows]
+    [batch] = read_batches(raw_file(path), "raw", "messages", 1000, Copies())
+    [messages] = batch.rows["messages"].to_pylist()
     assert [json.loads(m["tool_calls"]) if m["tool_calls"] else None for m in messages] == [None, [call], None, None]
-    assert batch.origins[0][4] == "left out of the messages: tool_call_id"
+    assert [m["tool_call_id"] for m in messages] == [None, None, "c1", None]
+    assert batch.origin["note"].to_pylist() == ["left out of the messages: weight"]
 
 
 def test_the_users_other_columns_go_to_the_origin(path):
@@ -251,13 +252,14 @@ def test_parquet_is_read_by_its_columns(path):
 
 def test_a_file_is_read_in_batches(path):
     path.write_text((json.dumps(GOOD) + "\nbad\n") * 3000)
-    batches = list(read_batches(path, "raw", "alpaca", 1000, Counter(), [0]))
-    assert [len(b.rows) + len(b.rejects) for b in batches] == [2048, 2048, 1904]
+    batches = list(read_batches(raw_file(path), "raw", "alpaca", 1000, Copies()))
+    assert [b.rows.num_rows + b.rejects.num_rows for b in batches] == [2048, 2048, 1904]
 
 
 def test_equal_rows_get_ids_of_their_own_which_repeat(path):
     path.write_text((json.dumps(GOOD) + "\n") * 3)
-    ids = [[row[0] for b in read_batches(path, "raw", "alpaca", 1000, Counter(), [0]) for row in b.rows] for _ in "ab"]
+    read = [read_batches(raw_file(path), "raw", "alpaca", 1000, Copies()) for _ in "ab"]
+    ids = [[id for b in batches for id in b.rows["id"].to_pylist()] for batches in read]
     assert len(set(ids[0])) == 3
     assert ids[0] == ids[1]
 

@@ -108,10 +108,10 @@ def test_progress_is_of_bytes_and_ends_at_the_whole(tmp_path):
     [
         pytest.param([], {}, "raw.jsonl has no usable row", id="empty"),
         pytest.param(["bad", "worse"], {}, "raw.jsonl has no usable row", id="no JSON"),
-        pytest.param([{"question": "2+2?"}], {}, "its lines have 'question'; rename", id="unknown fields"),
+        pytest.param([{"question": "2+2?"}], {}, "its lines have 'question'; say which", id="unknown fields"),
         pytest.param([GOOD | {"output": ""}], {}, "such as line 1: no answer: 'output' is empty", id="no answers"),
         pytest.param([GOOD], {"format": "messages"}, "such as line 1: no field 'messages'", id="another format"),
-        pytest.param([GOOD], {"format": "csv"}, "there are auto, alpaca", id="no such format"),
+        pytest.param([GOOD], {"format": "csv"}, "there are auto, preference", id="no such format"),
         pytest.param([GOOD], {"name": "../pool"}, "is no dataset name", id="no such name"),
     ],
 )
@@ -126,11 +126,12 @@ def test_what_cannot_be_imported_is_named_and_leaves_nothing_to_see(tmp_path, re
 def test_files_that_are_not_there_are_named(tmp_path):
     store = Store(tmp_path / "store")
     (tmp_path / "a").mkdir()
+    (tmp_path / "empty").mkdir()
     twin = write(tmp_path / "a" / "raw.jsonl", GOOD)
     for files, message in (
         ([], "no file to import"),
         ([tmp_path / "gone.jsonl"], "there is no file .*gone.jsonl"),
-        ([tmp_path], "is a folder"),
+        ([tmp_path / "empty"], "is a folder without a file of data"),
         ([twin, write(tmp_path / "raw.jsonl", GOOD)], "two files are named 'raw.jsonl'"),
     ):
         with pytest.raises(StoreError, match=message):
