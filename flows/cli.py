@@ -21,6 +21,7 @@ from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
 from flows.engines import EngineError
 from flows.evaluate_command import evaluation
+from flows.mining_commands import mining
 from flows.models import check_models, check_student, lend, typed_models
 from flows.progress import bar, console, say
 from flows.run import run_step
@@ -252,6 +253,7 @@ app.add_typer(training)
 app.add_typer(evaluation)
 app.add_typer(adapters)
 app.add_typer(browse)
+app.add_typer(mining)
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ from curation import (  # noqa: F401
     perplexity,
     random_choice,
     split,
+    subsets,
     tokens,
 )
 from synthesis import llm2llm  # noqa: F401
