@@ -10,6 +10,7 @@ import yaml
 from curation.rule import Rule, Term
 from curation.split import Split, split
 from curation.step import StepError, find_step
+from flows.compare_config import load_comparison
 from flows.config import ConfigError
 from flows.engines import EngineSpec, identity
 from flows.fit_config import load_fit
@@ -19,7 +20,7 @@ from flows.rules import install, read_rule, rules, with_rule
 from flows.size_search import Sized, grid, told
 from storage.schema import ROW
 from storage.store import Manifest, Store
-from tests.flows.test_loop import thresher
+from tests.flows.test_loop import ROOT, thresher
 from tests.rows import rows
 
 INDICATORS = ["output_length", "perplexity", "mtld"]
@@ -219,6 +220,14 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
 def test_a_config_that_cannot_be_used_is_refused_by_name(folder, change, told):
     with pytest.raises(ConfigError, match=told):
         load_fit(folder / "fit.yaml", [change])
+
+
+def test_the_shipped_fit_and_the_comparison_of_its_rule_are_of_one_rule():
+    fit = load_fit(ROOT / "examples/snips/fit.yaml")
+    mined = load_comparison(ROOT / "examples/snips/mined.yaml")
+    named = {use.with_["rule"] for use in mined.arms["mined"].score if "rule" in use.with_}
+    assert named == {fit.name} and mined.validation == fit.validation  # else validation rows would be trained on
+    assert set(fit.indicators) - {"knn6"} <= set(fit.score[-1].config().asked())
 
 
 def test_a_quarter_is_kept_apart_and_every_kind_of_draw_is_in_it(folder):
