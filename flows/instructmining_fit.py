@@ -19,14 +19,15 @@ from curation.rule_fit import Fit, Observations, fit
 from curation.step import StepError
 from flows import assemble, cards
 from flows.cells import through
-from flows.config import Use, settings
+from flows.config import Use
 from flows.engines import identity, release
 from flows.fit_config import FitConfig
 from flows.loop import Turn
 from flows.models import tuned
 from flows.rule_page import fit_facts, fit_markdown, publish
 from flows.rules import install
-from flows.tasks import bring_in, run_one_step
+from flows.tasks import bring_in
+from flows.validation_loss import validation_loss
 from storage.store import Manifest, Store, key_of
 
 HELD = (0.01, 0.99)  # quantiles of the pool that a row's indicators are held between
@@ -106,12 +107,8 @@ def _train(training: Training, config: FitConfig, root: Path, heldout: str) -> T
 
 
 def _measure(training: Training, config: FitConfig, root: Path, rows: str) -> Training:
-    """The loss on the validation rows, one forward pass: what the step tells of a base it tells of what it became."""
-    store = Store(root)
-    student = tuned(store, config.model, training.adapter, config.engine)
-    step, name = settings("perplexity", {}), f"{config.name}.validated.{training.adapter}"
-    label = f"{training.label}measure"
-    return replace(training, validated=run_one_step(label, root, "perplexity", step, rows, {}, {"base": student}, name))
+    loss = validation_loss(config.loop(), root, training.label, rows, training.adapter)
+    return replace(training, validated=loss)
 
 
 def elsewhere(config: FitConfig, store: Store, scored: str, mine: list[Training]) -> Iterator[Training]:

@@ -16,13 +16,13 @@ from prefect import flow
 from curation.step import StepError
 from flows import assemble, cards
 from flows.cells import through
-from flows.config import LoopConfig, settings
+from flows.config import LoopConfig
 from flows.engines import release
 from flows.loop import Turn
-from flows.models import tuned
 from flows.rule_page import publish, size_markdown
 from flows.statistics import estimate
-from flows.tasks import bring_in, run_one_step
+from flows.tasks import bring_in
+from flows.validation_loss import validation_loss
 from storage.store import Store
 
 
@@ -93,10 +93,7 @@ def _train(cell: Sized, config: LoopConfig, root: Path, heldout: str) -> Sized:
 
 
 def _measure(cell: Sized, config: LoopConfig, root: Path, rows: str) -> Sized:
-    student = tuned(Store(root), config.model, cell.adapter, config.engine)
-    name, step = f"{config.name}.validated.{cell.adapter}", settings("perplexity", {})
-    label = f"{cell.label}measure"
-    return replace(cell, validated=run_one_step(label, root, "perplexity", step, rows, {}, {"base": student}, name))
+    return replace(cell, validated=validation_loss(config, root, cell.label, rows, cell.adapter))
 
 
 def told(config: LoopConfig, store: Store, cells: list[Sized]) -> dict[str, Any]:
