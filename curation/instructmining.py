@@ -23,6 +23,7 @@ from curation.evaluate import nll
 from curation.lexical_diversity import mtld
 from curation.neighbours import Search, kth_distance, settled
 from curation.rule import INDICATORS, column, find_rule, known
+from curation.shingles import prompt_text
 from curation.step import Classifier, Engine, Failed, StepConfig, StepError, step
 from curation.yes_or_no import probability_of_yes
 
@@ -104,12 +105,8 @@ def indicators(
     rows: pl.DataFrame, cfg: Indicators, base: Engine, reward: Classifier, unieval: Classifier, judge: Engine
 ) -> pl.DataFrame:
     """The indicators that the rule asks for, but for the neighbours'; null where not asked, or where a model failed."""
-    turns = pl.col("messages").list
-    content = pl.element().struct.field("content").fill_null("")
-    texts = rows.select(
-        instruction=turns.head(turns.len() - 1).list.eval(content).list.join("\n"),
-        response=turns.last().struct.field("content").fill_null(""),
-    )
+    last = pl.col("messages").list.last().struct
+    texts = rows.select(instruction=prompt_text(), response=last.field("content").fill_null(""))
     given = texts.rows()
     compute: dict[str, Callable[[], pl.Series | list]] = {
         "input_length": lambda: base.count_tokens(texts["instruction"].to_list()),

@@ -16,6 +16,7 @@ from prefect import flow
 
 from curation.rule import Rule, column
 from curation.rule_fit import Fit, Observations, fit
+from curation.shingles import prompt_text, response_text
 from curation.step import StepError
 from flows import assemble, cards
 from flows.cells import through
@@ -30,6 +31,7 @@ from flows.tasks import bring_in
 from flows.validation_loss import validation_loss
 from storage.store import Manifest, Store, key_of
 
+SAID = pl.concat_str(prompt_text(), response_text(), separator="\x1e", ignore_nulls=True).hash().alias("said")
 HELD = (0.01, 0.99)  # quantiles of the pool that a row's indicators are held between
 
 
@@ -114,32 +116,33 @@ def _measure(training: Training, config: FitConfig, root: Path, rows: str) -> Tr
 def elsewhere(config: FitConfig, store: Store, scored: str, mine: list[Training]) -> Iterator[Training]:
     """Trainings of other runs on the same base, all of whose rows are rows of this pool that may be trained on.
 
-    Not those on the very rows of a subset, such as with a seed that is no longer asked for: it may be kept apart.
+    Rows are the same if they say the same: a run of another name imports its pool under that name. Not those on the
+    very rows of a subset, such as with a seed that is no longer asked for: it may be kept apart.
     """
     known = {t.adapter for t in mine} | {t.chosen for t in mine}
     base = identity(tuned(store, config.model, None, config.engine))
-    pool = set(_candidates(store, scored, config)["id"])
+    pool = _candidates(store, scored, config)["said"]
     for made in map(store.manifest, store.ids()):
         if made.step != "train" or made.id in known or made.engines.get("base") != base:
             continue
         rows = made.inputs["rows"]
         if rows in known or not store.exists(rows):
             continue
-        live = store.read(rows, ["id", "drop_reason"]).filter(pl.col("drop_reason").is_null())
-        if live.height and set(live["id"]) <= pool:
+        live = store.read(rows, ["messages", "drop_reason"]).filter(pl.col("drop_reason").is_null()).select(SAID)
+        if live.height and live["said"].is_in(pool.implode()).all():
             yield Training(None, made.config["seed"], rows, made.id)
 
 
 def _candidates(store: Store, scored: str, config: FitConfig) -> pl.DataFrame:
     """The rows that subsets are drawn from: live, for training, with every indicator."""
     named = [column(name) for name in config.indicators]
-    rows = store.read(scored, ["id", "drop_reason", "split", *named])
+    rows = store.read(scored, ["messages", "drop_reason", "split", *named])
     if missing := [name for name in named if name not in rows.columns]:
         raise StepError(
             f"the fit asks for {missing[0]}, and no step under `score` gives it; see docs/instructmining.md"
         )
     live = pl.col("drop_reason").is_null() & (pl.col("split") == "train")
-    return rows.filter(live, *[pl.col(name).is_finite() for name in named])
+    return rows.filter(live, *[pl.col(name).is_finite() for name in named]).select(SAID, *named)
 
 
 def held(rows: pl.DataFrame, name: str) -> tuple[float, float]:
@@ -150,13 +153,13 @@ def held(rows: pl.DataFrame, name: str) -> tuple[float, float]:
 def observed(config: FitConfig, store: Store, scored: str, trainings: list[Training]) -> pl.DataFrame:
     """One line for each training: the mean of each indicator over its rows, the validation loss, where it is from."""
     rows = _candidates(store, scored, config)
-    rows = rows.select(
-        "id", *[pl.col(column(n)).cast(pl.Float64).clip(*held(rows, n)).alias(n) for n in config.indicators]
+    rows = rows.unique("said").select(
+        "said", *[pl.col(column(n)).cast(pl.Float64).clip(*held(rows, n)).alias(n) for n in config.indicators]
     )
     lines = []
     for t in (t for t in trainings if t.validated):
         loss = store.read(t.validated, ["base_nll"])["base_nll"].mean()
-        chosen = rows.join(store.read(t.chosen, ["id"]), on="id", how="semi")
+        chosen = store.read(t.chosen, ["messages"]).select(SAID).join(rows, on="said")
         made = store.manifest(t.adapter)
         kind = key_of({k: v for k, v in made.config.items() if k != "seed"}, chosen.height)[:8]
         apart = t.number is not None and config.apart(t.number)

@@ -127,7 +127,7 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
     """Adapters that were never trained, whose losses follow the noise of their rows; one of another run among them."""
     store, config = Store(tmp_path), load_fit(folder / "fit.yaml", ["subsets=48", "indicators=[perplexity, mtld]"])
     draw = random.Random(1)
-    pool = rows(*[("q", "a")] * 300, split=["validation" if i < 30 else "train" for i in range(300)])
+    pool = rows(*[(f"q{i}", "a") for i in range(300)], split=["validation" if i < 30 else "train" for i in range(300)])
     values = {"perplexity": [draw.gauss(0, 1) for _ in range(300)], "mtld": [draw.gauss(5, 2) for _ in range(300)]}
     values["perplexity"][299] = 1e9
     pool = pool.with_columns(pl.Series(f"instructmining_{k}", v) for k, v in values.items())
@@ -146,7 +146,9 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
         )
 
     def training(number, ids, steps=8, seed=0):
-        chosen = sealed(f"taken-{number}-{seed}", pool.filter(pl.col("id").is_in(ids)))
+        mine = pl.lit("" if number < 48 else "x")  # another run has other ids for the same rows
+        taken = pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
+        chosen = sealed(f"taken-{number}-{seed}", taken)
         mean = sum(min(values["perplexity"][int(i[1:])], 3) for i in ids) / len(ids)
         loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * draw.uniform(0.99, 1.01) for _ in range(30)]
         validated = sealed(f"perplexity-{number}-{seed}", pool.head(30).with_columns(base_nll=pl.Series(loss)))
