@@ -183,8 +183,13 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def interval(r: float, n: int) -> tuple[float, float]:
-    """95 %, by Fisher's transformation with the error of Bonett and Wright (2000)."""
-    if np.isnan(r) or abs(r) == 1:
+    """95 % of Spearman's r over n pairs, by Fisher's transformation with the error of Bonett and Wright (2000).
+
+    A perfect r, which would leave no room at all, counts as one where two neighbours have changed places.
+    """
+    if np.isnan(r):
         return r, r
+    most = 1 - 12 / (n * (n**2 - 1))
+    at = np.arctanh(np.clip(r, -most, most))
     wide = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))
-    return float(np.tanh(np.arctanh(r) - wide)), float(np.tanh(np.arctanh(r) + wide))
+    return min(r, float(np.tanh(at - wide))), max(r, float(np.tanh(at + wide)))

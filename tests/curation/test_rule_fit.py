@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from curation.rule_fit import Observations, fit, regress
+from curation.rule_fit import Observations, fit, interval, regress
 from curation.step import StepError
 
 NAMES = ("perplexity", "mtld", "knn6", "reward")
@@ -74,6 +74,13 @@ def test_trainings_of_another_kind_help_by_what_they_differ_in():
     alone = fit(observed(44, 0.2, kinds=kinds).where(kinds == 0), observed(8, seed=6), BOUNDS)
     both = fit(observed(44, 0.2, kinds=kinds), observed(8, seed=6), BOUNDS)
     assert both.terms["perplexity"].error < alone.terms["perplexity"].error
+
+
+def test_a_perfect_correlation_of_four_subsets_says_little_and_of_a_hundred_much():
+    low, high = interval(1.0, 4)
+    assert low < 0 and high == 1
+    assert interval(1.0, 100)[0] > 0.99 and interval(-1.0, 4)[1] > 0
+    assert interval(0.5, 30) == pytest.approx((0.150, 0.739), abs=0.005)  # atanh 0.5 ± 1.96 * sqrt(1.125 / 27)
 
 
 def test_too_few_subsets_say_how_many_it_takes():
