@@ -1,13 +1,13 @@
 """A judge's word on the student's answers, where no metric can tell: right as the reference is, or not.
 
-The judge sees prompt, reference and answer, and chooses a letter; student_judged is P(A) / (P(A) + P(B)). Both orders
-of the letters are asked and averaged, since judges lean to one letter (Zheng et al., 2023, arXiv 2306.05685).
+The judge sees prompt, reference and answer, and chooses a letter; student_judged is P(right) / (P(right) + P(wrong)).
 """
 
 import polars as pl
 
-from curation.step import Engine, Failed, StepConfig, step
-from storage.schema import instruction, message, response
+from curation.step import Engine, StepConfig, step
+from curation.yes_or_no import probability_of_yes
+from storage.schema import instruction, response
 
 JUDGE = """{instruction}
 
@@ -30,17 +30,14 @@ def judge_answers(rows: pl.DataFrame, cfg: Judged, judge: Engine) -> pl.DataFram
         for i, (m, a) in enumerate(zip(rows["messages"].to_list(), rows["student_answer"].to_list(), strict=True))
         if a is not None
     ]
-    judged: list[float | None] = [None] * rows.height
-    votes: dict[int, list[float]] = {}
-    for right, wrong in ("AB", "BA"):
-        asked = [
+    found = probability_of_yes(
+        judge,
+        lambda right, wrong: [
             JUDGE.format(instruction=instruction(m), wanted=response(m), answer=a, right=right, wrong=wrong)
             for _, m, a in answered
-        ]
-        found = judge.choose([[message("user", q)] for q in asked], [right, wrong])
-        for (i, _, _), odds in zip(answered, found, strict=True):
-            if not isinstance(odds, Failed) and sum(odds) > 0:
-                votes.setdefault(i, []).append(odds[0] / sum(odds))
-    for i, said in votes.items():
-        judged[i] = sum(said) / len(said)
+        ],
+    )
+    judged: list[float | None] = [None] * rows.height
+    for (i, _, _), vote in zip(answered, found, strict=True):
+        judged[i] = vote
     return rows.with_columns(student_judged=pl.Series(judged, dtype=pl.Float64))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.schema import CHOICE, ROW, Messages
 
 Kind = Literal["score", "filter", "select", "make", "revise", "table"]
-ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder", "nli", "reward")
+ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder", "nli", "reward", "unieval")
 
 
 class StepError(Exception):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.explain import History, history
+from flows.progress import say
 from storage.schema import instruction, response
 
 browse = typer.Typer()

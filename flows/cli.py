@@ -22,6 +22,7 @@ from flows.cost import cost
 from flows.engines import EngineError
 from flows.evaluate_command import evaluation
 from flows.in_out import in_out
+from flows.mining_commands import mining
 from flows.models import check_models, check_student, lend, typed_models
 from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
@@ -255,6 +256,7 @@ app.add_typer(evaluation)
 app.add_typer(adapters)
 app.add_typer(browse)
 app.add_typer(keeping)
+app.add_typer(mining)
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,6 @@
 """Compare choices: every arm trains on rows of its own, alike in all else, and is tested on the same held-out rows."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,20 +9,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 from prefect import flow
-from rich.markup import escape
 
-from curation.step import StepError, find_step
+from curation.step import find_step
 from flows import cards, report
+from flows.cells import through
 from flows.compare_config import ALWAYS, Arm, CompareConfig
-from flows.config import ConfigError, LoopConfig, Use
-from flows.engines import EngineError, release
+from flows.config import LoopConfig, Use
+from flows.engines import release
 from flows.loop import Turn, go_round
 from flows.own_steps import load_steps
-from flows.progress import console, say
 from flows.publish import known_spoilt, publish_comparison
-from flows.side_by_side import side_by_side
 from flows.tasks import bring_in
-from storage.store import Store, StoreError, key_of
+from storage.store import Store, key_of
 
 COSTS = ("seconds", "requests", "generated_tokens")
 EVERYTHING = 10**9  # more rows than a pool has
@@ -75,10 +69,10 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
         guarded = first.guard(pool, heldout)
         scored: dict[tuple[str, int], str] = {}  # what an arm's steps make of the pool is the same for all its budgets
         choose = partial(_choose, root=root, guarded=guarded, heldout=heldout, scored=scored)
-        cells = _through(cells, "chosen", choose)
+        cells = through(cells, "chosen", choose)
         release()
-        cells = _through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), workers)
-        cells = _through(cells, "tested", partial(_test, root=root, heldout=heldout), workers)
+        cells = through(cells, "trained", partial(_train, root=root, pool=pool, heldout=heldout), workers)
+        cells = through(cells, "tested", partial(_test, root=root, heldout=heldout), workers)
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     results = gather(config, store, pool, heldout, untuned, cells, spoilt, began, workers)
     publish_comparison(results, store)
@@ -115,52 +109,6 @@ def every_cell(config: CompareConfig) -> list[Cell]:
     full = config.loop("full", EVERYTHING)
     full = full.model_copy(update={"budget": full.budget.model_copy(update={"rows": EVERYTHING, "tokens": None})})
     return cells + [Cell("full", None, seed, full) for seed in config.seeds]
-
-
-def _through(cells: list[Cell], what: str, stage: Callable[[Cell], Cell], workers: int = 1) -> list[Cell]:
-    """The cells after a stage, in their order; one that failed before stays as it was."""
-    started, out, attempt = time.monotonic(), list(cells), partial(_attempt, what=what, stage=stage)
-    going = {i: cell for i, cell in enumerate(cells) if not cell.failed}
-    here = ((i, attempt(cell)) for i, cell in going.items())
-    for done, (i, cell) in enumerate(_elsewhere(going, attempt, workers) if workers > 1 else here, 1):
-        out[i] = cell
-        spent = time.monotonic() - started
-        left = spent / done * (len(going) - done)
-        if left > 30:
-            say(f"[bold]{what} {done} of {len(going)}, about {left / 60:.1f} min left[/bold]")
-    return out
-
-
-def _attempt(cell: Cell, what: str, stage: Callable[[Cell], Cell]) -> Cell:
-    """The cell after a stage; whatever goes wrong, the other cells go on, and the row of this one says it."""
-    try:
-        return stage(cell)
-    except Exception as why:
-        told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
-        failed = str(why) if told else f"{type(why).__name__}: {why}"
-        say(f"[red]{escape(cell.label)}could not be {what}: {escape(failed)}[/red]")
-        if not told or os.environ.get("THRESHER_DEBUG"):
-            console.print_exception()
-        return replace(cell, failed=failed)
-
-
-def _elsewhere(going: dict[int, Cell], attempt: Callable[[Cell], Cell], workers: int) -> Iterator[tuple[int, Cell]]:
-    """The cells as processes end with them. If one takes its process down, each that is left gets one of its own."""
-    left = dict(going)
-    try:
-        with side_by_side(workers) as executor:
-            futures = {executor.submit(attempt, cell): i for i, cell in going.items()}
-            for future in as_completed(futures):
-                cell = future.result()
-                left.pop(futures[future])
-                yield futures[future], cell
-    except BrokenProcessPool:
-        for i, cell in left.items():
-            try:
-                with side_by_side(1) as executor:
-                    yield i, executor.submit(attempt, cell).result()
-            except BrokenProcessPool:
-                yield i, replace(cell, failed="its process was ended from outside, for want of memory perhaps")
 
 
 def gather(

@@ -78,7 +78,7 @@ class RoleModel(Strict):
     """Where this role's model runs; the loop's engine if not given."""
 
 
-Roles = dict[Literal["judge", "candidate", "teacher", "embedder", "nli", "reward"], RoleModel]
+Roles = dict[Literal["judge", "candidate", "teacher", "embedder", "nli", "reward", "unieval"], RoleModel]
 
 
 class Given(Strict):

@@ -13,11 +13,12 @@ from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
 from flows.engines import EngineError, EngineSpec, identity, leases, model_folder
 from flows.responses import Progress
+from flows.rules import with_rule
 from flows.run import Lease
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
-OF_PAIRS = ("nli", "reward")  # models that judge pairs of texts; none comes with the installation
+OF_PAIRS = ("nli", "reward", "unieval")  # models that judge pairs of texts; none comes with the installation
 EMBEDDER = "all-MiniLM-L6-v2"
 NLI = "microsoft/deberta-large-mnli"  # BSDetector's
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -32,8 +33,8 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
     models = {role: _one(config, config.roles.get(role, RoleModel()), store, student) for role in OF_LANGUAGE}
     models["base"] = models["student"] = tuned(store, config.model, None, config.engine)
     models["embedder"] = EngineSpec(kind="sentence-transformers", model=embedder)
-    reward = config.roles.get("reward", RoleModel()).model
-    models |= {"reward": EngineSpec(kind="classifier", model=reward)} if reward else {}
+    named = {role: config.roles[role].model for role in ("reward", "unieval") if role in config.roles}
+    models |= {role: EngineSpec(kind="classifier", model=model) for role, model in named.items() if model}
     return models | _nli(config.roles.get("nli", RoleModel()).model)
 
 
@@ -58,10 +59,13 @@ def lend(
     It is decided by what is on this machine or named, and nothing is fetched for it: the same command does not turn out
     otherwise because a network is down.
     """
-    config = config.settled(models)
+    config = with_rule(config.settled(models), store)
     models = {"nli": EngineSpec(kind="classifier", model=NLI)} | dict(models)
     if missing := [role for role in step.asks(config) if role not in models]:
-        raise EngineError(f"{step.name} needs a model for {missing[0]}; name one under `roles` in the config")
+        raise EngineError(
+            f"{step.name} needs a model for {missing[0]}, and none comes with the installation; name a folder or a hub "
+            f"name, under `roles` in a config or with --{missing[0]}"
+        )
     asked = {role: models[role] for role in step.asks(config)}
     if "nli" in asked:
         _check_nli(asked["nli"].model)
@@ -103,7 +107,8 @@ def check_student(step: Step, typed: Mapping[str, str | None]) -> None:
 def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | None]) -> dict[str, EngineSpec]:
     """A model for each role as a command has it: `judge` names the model, `judge_adapter` a dataset or a folder."""
     engine = typed_engine(typed.get("engine") or "local", typed.get("engine_set") or [])
-    roles, nli = list(roles), _nli(typed.get("nli"))
+    nli = _nli(typed.get("nli"))
+    roles = [role for role in roles if role not in OF_PAIRS or typed.get(role) or role == "nli"]
     models = {r: _typed(store, r, typed.get(r), typed.get(f"{r}_adapter"), engine) for r in roles if r != "nli"}
     return models | (nli if "nli" in roles else {})
 
@@ -136,8 +141,6 @@ def _typed(
     if role == "embedder":
         return EngineSpec(kind="sentence-transformers", model=model or EMBEDDER)
     if role in OF_PAIRS:
-        if model is None:
-            raise ConfigError(f"no {role} model comes with the installation; name one with --{role} FOLDER_OR_HUB_NAME")
         return EngineSpec(kind="classifier", model=model)
     model = model or "nano"
     if adapter and not Path(adapter).is_dir():

@@ -27,12 +27,12 @@ def role_options(roles: Iterable[str]) -> list[inspect.Parameter]:
     for role in roles:
         about = typer.Option(f"--{role}", help=f"Model that is the {role}: nano, a folder or a hub name.")
         parameters.append(inspect.Parameter(role, keyword, annotation=Annotated[str | None, about], default=None))
-        if role not in ("embedder", "nli", "reward"):
+        if role not in ("embedder", "nli", "reward", "unieval"):
             about = typer.Option(f"--{role}-adapter", help=f"Adapter of the {role}: a dataset or a folder.")
             parameters.append(
                 inspect.Parameter(f"{role}_adapter", keyword, annotation=Annotated[str | None, about], default=None)
             )
-    speaking = any(role not in ("embedder", "nli", "reward") for role in roles)
+    speaking = any(role not in ("embedder", "nli", "reward", "unieval") for role in roles)
     return parameters + (engine_options() if speaking else [])
 
 

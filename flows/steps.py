@@ -18,6 +18,7 @@ from curation import (  # noqa: F401
     privacy,
     random_choice,
     split,
+    subsets,
     tokens,
 )
 from synthesis import llm2llm  # noqa: F401

@@ -12,6 +12,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from curation.privacy import FOUND
+from curation.rule import INDICATORS
 from curation.step import STEPS, StepError
 from flows import steps  # noqa: F401  registers every step
 from storage.schema import CHOICE, ROW, conform, message
@@ -81,7 +82,8 @@ def hostile(n: int) -> pl.DataFrame:
     pairs = [(texts[i % len(texts)], texts[(i * 3 + 1) % len(texts)]) for i in range(n)]
     rng = np.random.default_rng(n)
     numbers = {k: rng.random(n).round(1).tolist() for k in ("clear_confidence", "clear_consistency", "base_nll")}
-    numbers |= {f"instructmining_{k}": [0.5] * n for k in ("reward", "understandability", "naturalness", "coherence")}
+    numbers |= {f"instructmining_{k}": [0.5] * n for k in INDICATORS}
+    numbers["instructmining_predicted_loss"] = rng.random(n).round(1).tolist()
     out = rows(*pairs).with_columns(
         *[pl.Series(name, values, dtype=pl.Float64) for name, values in numbers.items()],
         pl.Series("split", ["validation" if i % 7 == 3 else "train" for i in range(n)], dtype=pl.String),

@@ -150,7 +150,7 @@ def test_the_filter_that_reads_the_column_sets_the_threshold(store):
 def test_what_a_step_reads_is_computed_first(store):
     ran: list[str] = []
     said = bench(store, Judge(unlikely=lambda right, text: float(not right)), "instructmining-score", ran=ran)
-    assert ran == ["perplexity", "instructmining-score"] and said["column"] == "instructmining_perplexity"
+    assert ran == ["instructmining-score"] and said["column"] == "instructmining_perplexity"
     assert said["auroc"] == 1.0
     undeclared = said["columns"]["instructmining_mtld"]
     assert not undeclared["declared"] and undeclared["auroc"] >= 0.5

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.compare import Cell, _through, every_cell
+from flows.cells import through
+from flows.compare import Cell, every_cell
 from flows.compare_config import load_comparison
 from flows.server import serving
 from flows.side_by_side import accelerators
@@ -37,7 +38,7 @@ def test_a_process_that_dies_costs_its_own_cell_and_an_error_its_own(tmp_path, m
     cells = [c for c in every_cell(load_comparison(EXAMPLE, [])) if c.arm in ("random", "longest", "kmeans", "clear")]
     cells = [c for c in cells if c.seed == 0]
     with serving(tmp_path):
-        after = {c.arm: c for c in _through(cells, "tested", stage, workers=2)}
+        after = {c.arm: c for c in through(cells, "tested", stage, workers=2)}
     assert list(after) == [c.arm for c in cells] and len(after) == 4
     assert {arm: c.tested for arm, c in after.items() if c.tested} == {"random": "random on 7", "clear": "clear on 7"}
     assert "ended from outside" in after["longest"].failed and after["kmeans"].failed == "Odd: 1 and 2"

@@ -1,0 +1,274 @@
+"""Fitting a rule through the command line, on a pool with planted differences, with real server, model and trainer."""
+
+import json
+import random
+
+import polars as pl
+import pytest
+import yaml
+
+from curation.rule import Rule, Term
+from curation.split import Split, split
+from curation.step import StepError, find_step
+from flows.compare_config import load_comparison
+from flows.config import ConfigError
+from flows.engines import EngineSpec, identity
+from flows.fit_config import load_fit
+from flows.instructmining_fit import Training, as_rule, elsewhere, fit_observed, keep, observed
+from flows.rule_page import fit_facts, fit_markdown, fit_text
+from flows.rules import install, read_rule, rules, with_rule
+from flows.size_search import Sized, grid, told
+from storage.schema import ROW
+from storage.store import Manifest, Store
+from tests.flows.test_loop import ROOT, thresher
+from tests.rows import rows
+
+INDICATORS = ["output_length", "perplexity", "mtld"]
+SCORE = [{"step": "instructmining-score", "with": {"indicators": INDICATORS}}]
+COLOURS = dict(sky="blue", grass="green", blood="red", snow="white", coal="black", lemon="yellow", mouse="grey")
+
+
+def planted(folder, n=280):
+    """Rows that ask for a colour. A third of those for training answers with another colour and a lot of letters."""
+    draw = random.Random(0)
+    asked = [(i, draw.choice(list(COLOURS))) for i in range(n)]
+    pairs = [(f"Case {i}: which colour has the {thing}?", COLOURS[thing]) for i, thing in asked]
+    side = split(rows(*pairs), Split(share=0.15))["split"].to_list()
+    lines = []
+    for i, ((question, answer), where) in enumerate(zip(pairs, side, strict=True)):
+        if where == "train" and i % 3 == 0:
+            noise = " ".join("".join(draw.choices("bcdfghjklmnpqrstvwxz", k=5)) for _ in range(5))
+            answer = f"{draw.choice([c for c in COLOURS.values() if c != answer])} {noise}"
+        lines.append(json.dumps({"instruction": question, "output": answer}))
+    (folder / "raw.jsonl").write_text("\n".join(lines) + "\n")
+    heldout = [
+        {"instruction": f"Test {i}: say the colour of the {t}.", "output": c}
+        for i, (t, c) in enumerate(COLOURS.items())
+    ]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, heldout)) + "\n")
+    given = {"pool": "raw.jsonl", "heldout": "test.jsonl", "validation": 0.15, "train": {"batch_size": 4}}
+    config = {**given, "name": "planted", "score": SCORE, "indicators": INDICATORS}
+    (folder / "fit.yaml").write_text(yaml.safe_dump(config | {"subsets": 32, "rows": 24, "optimizer_steps": 8}))
+    loop = given | {"name": "ruled", "baselines": False, "budget": {"rows": 40, "rounds": 1, "optimizer_steps": 2}}
+    score = [{"step": "instructmining-score", "with": {"rule": "planted"}}]
+    loop |= {"score": [*score, {"step": "instructmining-predict", "with": {"rule": "planted"}}]}
+    loop |= {"choose": {"step": "instructmining-select"}, "evaluate": {"max_tokens": 4}}
+    (folder / "loop.yaml").write_text(yaml.safe_dump(loop))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("planted")
+    planted(made)
+    return made
+
+
+def trained(store):
+    return {p.parent.name: p.stat().st_mtime_ns for p in store.glob("datasets/train-*/manifest.json")}
+
+
+@pytest.mark.real
+@pytest.mark.timeout(3000)
+def test_planted_differences_are_found_and_the_rule_works_by_name_in_another_run(folder):
+    store = folder / "store"
+    few = thresher("fit-rule", folder / "fit.yaml", "--set", "subsets=16", "--json", store=store)
+    assert few.stdout, few.stderr
+    before = trained(store)
+    assert json.loads(few.stdout)["trainings"] == {"subsets": 16, "of_other_runs": 0, "failed": 0}
+    ran = thresher("fit-rule", folder / "fit.yaml", "--json", store=store)
+    assert ran.returncode == 0, (ran.stderr, ran.stdout)
+    said = json.loads(ran.stdout)
+    after = trained(store)
+    assert len(before) == 16 and len(after) == 32 and before.items() <= after.items()  # only the new ones were trained
+    assert said["spearman"]["mean"] >= 0.3 and said["rule"]["leave_one_out_r2"] > 0.3 and len(said["heldout"]) == 8
+    assert max(said["alone"]["output_length"], said["alone"]["perplexity"]) > 0.5  # noise is long, and not foreseen
+    kept = Store(store).read(said["observations"])
+    assert kept.height == 32 and kept["loss"].null_count() == 0 and kept["rows"].unique().to_list() == [24]
+    assert "data:image/svg+xml" in (store / "reports/rule-planted.md").read_text()
+    assert "planted (" in thresher("rules", store=store).stdout
+
+    ran = thresher("run", folder / "loop.yaml", store=store)
+    assert ran.returncode == 0, ran.stderr
+    place = Store(store)
+    choice = place.read(place.resolve("ruled.seed0.round1.instructmining-select")).filter("taken")
+    answers = place.read(place.resolve("ruled")).join(choice, on="id")["messages"]
+    noisy = [len(m[-1]["content"]) > 10 for m in answers.to_list()]
+    assert len(noisy) == 40 and sum(noisy) <= 2  # a third of the pool is
+    assert place.manifest(place.resolve("ruled.seed0.round1.instructmining-predict")).config["rule"].startswith("{")
+
+    again = thresher("fit-rule", folder / "fit.yaml", "--json", store=store)
+    counted = json.loads(again.stdout)["trainings"]
+    assert counted == {"subsets": 32, "of_other_runs": 1, "failed": 0}  # the run's training is an observation
+
+    sizes = ("--least", "20", "--most", "80", "--points", "2", "--set", "seeds=[0,1]", "--json")
+    ran = thresher("choose-size", folder / "loop.yaml", *sizes, store=store)
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert [p["rows"] for p in said["sizes"]] == [20, 80] and said["best"] in (20, 80)
+    assert "data:image/svg+xml" in (store / "reports/size-ruled.md").read_text()
+
+
+def test_a_fitted_rule_is_found_by_name_and_its_text_is_what_a_step_is_given(tmp_path):
+    store, predict = Store(tmp_path), find_step("instructmining-predict")
+    rule = Rule(name="mine", version="1", source="s", intercept=0.5, terms={"mtld": Term(coefficient=2.0)})
+    install(store, rule)
+    assert read_rule(store, "mine") == rule and list(rules(store)) == ["2023-07", "2024", "mine"]
+    given = with_rule(predict.config(rule="mine"), store)
+    assert json.loads(given.rule)["terms"] == {"mtld": {"coefficient": 2.0}}
+    assert with_rule(given, store) == given and with_rule(predict.config(), store).rule == "2024"
+    with pytest.raises(StepError, match="no rule 'other'"):
+        with_rule(predict.config(rule="other"), store)
+    (tmp_path / "rules" / "bad.json").write_text('{"name": 3}')
+    with pytest.raises(StepError, match=r"bad\.json: this is no rule: name"):
+        rules(store)
+
+
+def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder):
+    """Adapters that were never trained, whose losses follow the noise of their rows; one of another run among them."""
+    store, config = Store(tmp_path), load_fit(folder / "fit.yaml", ["subsets=48", "indicators=[perplexity, mtld]"])
+    draw = random.Random(1)
+    pool = rows(*[(f"q{i}", "a") for i in range(300)], split=["validation" if i < 30 else "train" for i in range(300)])
+    values = {"perplexity": [draw.gauss(0, 1) for _ in range(300)], "mtld": [draw.gauss(5, 2) for _ in range(300)]}
+    values["perplexity"][299] = 1e9
+    pool = pool.with_columns(pl.Series(f"instructmining_{k}", v) for k, v in values.items())
+
+    def sealed(name, frame, kind="rows", **more):
+        part = store.put_part(name, frame)
+        return store.seal(
+            Manifest(
+                name,
+                kind,
+                name.split("-")[0],
+                1,
+                **{"config": {}, "engines": {}, "inputs": {}, **more},
+                shards=((part,),),
+            )
+        )
+
+    def training(number, ids, steps=8, seed=0):
+        mine = pl.lit("" if number < 48 else "x")  # another run has other ids for the same rows
+        taken = pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
+        chosen = sealed(f"taken-{number}-{seed}", taken)
+        mean = sum(min(values["perplexity"][int(i[1:])], 3) for i in ids) / len(ids)
+        loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * draw.uniform(0.99, 1.01) for _ in range(30)]
+        validated = sealed(f"perplexity-{number}-{seed}", pool.head(30).with_columns(base_nll=pl.Series(loss)))
+        said = {"optimizer_steps": steps, "seed": seed}
+        adapter = sealed(
+            f"train-{number}-{seed}",
+            pool.select("id").head(1),
+            "adapter",
+            config=said,
+            inputs={"rows": chosen},
+            engines={"base": base},
+        )
+        return Training(number if number < 48 else None, seed, chosen, adapter, validated)
+
+    base = identity(EngineSpec())
+    scored = sealed("score-1", pool)
+    order = pool["id"][30:].to_list()
+    ranked = sorted(order, key=lambda i: values["perplexity"][int(i[1:])])
+    mine = [training(n, draw.sample(ranked[n * 4 : n * 4 + 80], 24)) for n in range(48)]
+    others = [training(n, draw.sample(order, 24), steps=20) for n in (50, 51, 52)]
+    training(53, [*draw.sample(order, 9), "r3"])  # a validation row: not an observation
+    found = list(elsewhere(config, store, scored, mine))
+    assert {t.adapter for t in found} == {t.adapter for t in others} and {t.number for t in found} == {None}
+    again = training(0, order[:24], seed=7)
+    store.seal(Manifest("train-again", "adapter", "train", 1, {"seed": 9}, {"base": base}, {"rows": mine[5].chosen}))
+    assert "train-again" not in {
+        t.adapter for t in elsewhere(config, store, scored, [*mine, again])
+    }  # 5's rows, as they are
+
+    seen = observed(config, store, scored, mine + others)
+    assert seen.height == 51 and seen["apart"].sum() == 12 and seen["kind"].n_unique() == 2
+    assert seen["perplexity"].max() < 4  # the giant is held to the pool's 99th percentile
+    table = keep(config, store, scored, seen)
+    assert store.read(table).equals(seen) and store.names()["planted.observations"] == table
+    bounds = {"perplexity": (-3.0, 3.0), "mtld": (0.0, 9.0)}
+    fitted = fit_observed(config, seen, bounds)
+    assert fitted.passes and fitted.regression.coefficients[0] == pytest.approx(0.5, abs=0.03)
+    rule = as_rule(config, store, seen, fitted)
+    assert (
+        rule.subsets == 39
+        and rule.heldout_subsets == 12
+        and rule.version == as_rule(config, store, seen, fitted).version
+    )
+    said = fit_facts(rule, fitted, seen, table, ["subset 9, no memory"])
+    page, lines = fit_markdown(json.loads(json.dumps(said))), fit_text(said)
+    assert (
+        "The rule planted is installed: Spearman" in page
+        and "- subset 9, no memory" in page
+        and "| perplexity | 0." in page
+    )
+    assert "perplexity" in lines and said["trainings"] == {"subsets": 48, "of_other_runs": 3, "failed": 1}
+    turned = seen.with_columns(loss=pl.when("apart").then(10 / pl.col("loss")).otherwise("loss"))
+    refused = fit_observed(config, turned, bounds)
+    assert refused.spearman < -0.5 and not refused.passes
+    said = fit_facts(as_rule(config, store, turned, refused), refused, turned, table, [])
+    assert said["sentence"].startswith("No rule: Spearman") and not said["installed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param("indicators=[beauty]", "indicators", id="no-such-indicator"),
+        pytest.param("indicators=[]", "indicators", id="none"),
+        pytest.param("subsets=4", "subsets", id="too-few"),
+        pytest.param("evaluate={max_tokens: 4}", "uses no such setting", id="idle-setting"),
+        pytest.param("name='2024'", "published rule", id="taken-name"),
+        pytest.param("train={seed: 3}", "seed", id="decided"),
+        pytest.param("score=[{step: random}]", "is a select step", id="wrong-kind"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused_by_name(folder, change, told):
+    with pytest.raises(ConfigError, match=told):
+        load_fit(folder / "fit.yaml", [change])
+
+
+def test_the_shipped_fit_and_the_comparison_of_its_rule_are_of_one_rule():
+    fit = load_fit(ROOT / "examples/snips/fit.yaml")
+    mined = load_comparison(ROOT / "examples/snips/mined.yaml")
+    named = {use.with_["rule"] for use in mined.arms["mined"].score if "rule" in use.with_}
+    assert named == {fit.name} and mined.validation == fit.validation  # else validation rows would be trained on
+    assert set(fit.indicators) - {"knn6"} <= set(fit.score[-1].config().asked())
+
+
+def test_a_quarter_is_kept_apart_and_every_kind_of_draw_is_in_it(folder):
+    config = load_fit(folder / "fit.yaml", ["subsets=32"])
+    apart = [n for n in range(32) if config.apart(n)]
+    assert len(apart) == 8 and {n % 4 for n in apart} == {0, 1, 2, 3}
+
+
+def test_sizes_have_even_steps_in_their_logarithm():
+    assert grid(50, 800, 5) == [50, 100, 200, 400, 800]
+    assert grid(50, 30, 5) == [50] and grid(1, 3, 9) == [1, 2, 3]
+
+
+def test_the_smallest_size_that_is_not_shown_to_be_worse_is_named_whatever_the_curve(tmp_path, folder):
+    """Falls, rises and falls again, as the paper reports."""
+    from flows.config import load
+
+    store = Store(tmp_path)
+    config = load(folder / "loop.yaml", ["seeds=[0,1]"])
+    curve, cells, names = {20: 2.0, 40: 1.0, 80: 1.5, 160: 0.99}, [], []
+    for size, mean in curve.items():
+        for seed in config.seeds:
+            for what, frame in (
+                ("chosen", rows(*[("q", "a")] * size)),
+                (
+                    "measured",
+                    rows(*[("q", "a")] * 30, base_nll=[mean + 0.02 * ((i * 7 + seed) % 5 - 2) for i in range(30)]),
+                ),
+            ):
+                names.append(f"{what}-{size}-{seed}")
+                part = store.put_part(names[-1], frame, ROW)
+                store.seal(Manifest(names[-1], "rows", what, 1, {}, {}, {}, ((part,),), counts={"live": size}))
+            cells.append(Sized(size, seed, names[-2], "a", names[-1]))
+    cells.append(Sized(320, 0, failed="no memory"))
+    said = told(config, store, cells)
+    assert said["best"] == 160 and [p["rows"] for p in said["sizes"]] == list(curve)
+    assert said["enough"] == 160 or said["enough"] == 40
+    by = {p["rows"]: p for p in said["sizes"]}
+    assert by[80]["behind_low"] > 0.4 and by[20]["behind_low"] > 0.9 and abs(by[40]["behind"] - 0.01) < 1e-9
+    assert said["failed"] == ["320 rows, seed 0, no memory"]
+    with pytest.raises(StepError, match="no size was trained with every seed"):
+        told(config, store, cells[-1:])
