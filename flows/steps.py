@@ -11,6 +11,7 @@ from curation import (  # noqa: F401
     heldout,
     instructmining,
     judged,
+    kcenter,
     longest,
     perplexity,
     random_choice,
