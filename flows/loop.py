@@ -47,10 +47,10 @@ def go_round(
         turn = Turn(config, root, seed, number, student, label)
         guarded = turn.guard(assemble.together(store, base), heldout)
         rows = turn.score(guarded, heldout)
-        choice, chosen = turn.choose(rows, weights)
+        choice, chosen = turn.choose(rows, weights, rounds[-1].choice if rounds else None)
         student = turn.train("train", chosen, heldout)
         tested = turn.evaluate("evaluate held-out", heldout, student) if test else None
-        results, validated, new = None, None, []
+        results, validated, new, moved = None, None, [], None
         if number < config.budget.rounds:  # what feeds a round that never comes is not made
             validation = assemble.where(store, rows, "split", "validation")
             validated = turn.evaluate("evaluate validation", validation, student, likelihood=True, before=rows)
@@ -59,12 +59,13 @@ def go_round(
             revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
             others = [u for u in config.feedback if u not in revise]
             made = [turn.apply(u, rows, results=results, weights=weights) for u in others]
-            weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
+            moved = next((d for d in made if store.manifest(d).kind == "table"), None)
+            weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
             corrected = turn.revise(revise, rows, student)
             base = ([assemble.standing(store, corrected, [u.step for u in revise])] if revise else base) + new
             new += [corrected] if revise else []
-        rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new))
+        rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new, moved))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
             say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
             break
@@ -129,14 +130,15 @@ class Turn:
             rows = replace(self, student=student).apply(use, rows, name=name)
         return rows
 
-    def choose(self, rows: str, weights: str | None = None) -> tuple[str, str]:
-        """The choice, and the rows that it took."""
+    def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:
+        """The choice, and the rows that it took; `earlier` is the choice of the round before."""
         use, tokens = self.config.choose, self.config.budget.tokens
         if tokens:
             rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
-            within = rows_within(self.store, use, rows, tokens, weights, **self._drawn())
+            tables = {"weights": weights, "earlier": earlier}
+            within = rows_within(self.store, use, rows, tokens, tables, **self._drawn())
             use = use.model_copy(update={"with_": use.with_ | {"rows": within}})
-        choice = self.apply(use, rows, weights=weights)
+        choice = self.apply(use, rows, weights=weights, earlier=earlier)
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
