@@ -26,6 +26,7 @@ from flows.publish import known_spoilt, publish_comparison
 from flows.side_by_side import side_by_side
 from flows.tasks import bring_in
 from storage.store import Store, StoreError, key_of
+from training.settings import TrainError
 
 COSTS = ("seconds", "requests", "generated_tokens")
 EVERYTHING = 10**9  # more rows than a pool has
@@ -134,7 +135,7 @@ def _attempt(cell: Cell, what: str, stage: Callable[[Cell], Cell]) -> Cell:
     try:
         return stage(cell)
     except Exception as why:
-        told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
+        told = isinstance(why, StepError | StoreError | EngineError | ConfigError | TrainError)
         failed = str(why) if told else f"{type(why).__name__}: {why}"
         say(f"[red]{escape(cell.label)}could not be {what}: {escape(failed)}[/red]")
         if not told or os.environ.get("THRESHER_DEBUG"):
