@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from training.batch import order
-from training.encode import Encoded, Template, alike, load_tokenizer
+from training.encode import Encoded, Template, alike, load_tokenizer, longest
 from training.model import load_model
 from training.running import Adapted, Facts, Progress, arguments, running
 from training.save import save_adapter, written
@@ -62,7 +62,8 @@ def prefer(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     template = Template(load_tokenizer(base), base)
-    told = [pair_of(template, row, config.max_length) for row in pairs.iter_rows(named=True)]
+    most = longest(base, config.max_length)
+    told = [pair_of(template, row, most) for row in pairs.iter_rows(named=True)]
     if not told:
         raise TrainError("there is no pair to learn from; pairs are rows and their corrections")
     config = config if config.learning_rate else config.for_model(parameters(Path(base)))

@@ -122,6 +122,12 @@ def load_tokenizer(base: str | Path) -> Any:
     return tokenizer
 
 
+def longest(base: str | Path, max_length: int) -> int:
+    """Most tokens of a row: `max_length`, or the model's context if that is less."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+
 def encode_rows(
     template: Template, rows: pl.DataFrame, max_length: int, too_long: Literal["drop", "truncate", "refuse"]
 ) -> Rows:

@@ -6,13 +6,12 @@ from typing import Any
 
 import polars as pl
 from datasets import Dataset
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from training.batch import Packed, Padded, keeps_apart, order, packed_into
 from training.checkpoint import saved_state
-from training.encode import CHANGED, IGNORED, Rows, Template, encode_rows, load_tokenizer
+from training.encode import CHANGED, IGNORED, Rows, Template, encode_rows, load_tokenizer, longest
 from training.loss import token_losses
 from training.model import load_model
 from training.running import Adapted, Facts, Progress, arguments, first_process, running
@@ -30,9 +29,7 @@ def encoded(base: str | Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[
     """The rows as a run would learn them; raises TrainError naming one that cannot be learnt."""
     transformers_logging.set_verbosity_error()
     template = Template(load_tokenizer(base), base)
-    said = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
-    context = getattr(said, "max_position_embeddings", None) or config.max_length
-    return template, encode_rows(template, rows, min(config.max_length, context), config.too_long)
+    return template, encode_rows(template, rows, longest(base, config.max_length), config.too_long)
 
 
 def train(

@@ -45,6 +45,18 @@ def test_a_run_that_was_killed_goes_on_to_the_same_losses_and_the_same_bytes(tin
         assert (tmp_path / "part" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_run_that_was_killed_goes_on_with_fewer_rows_at_once(tiny_model, tmp_path):
+    config = CONFIG.model_copy(update={"dropout": 0.0, "optimizer_steps": 6})
+    whole = train(tiny_model, POOL, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        how = {"progress": kill_at(4), "checkpoints": tmp_path / "c", "every": 0}
+        train(tiny_model, POOL, tmp_path / "part", config, **how)
+    less = config.model_copy(update={"rows_at_once": 2})
+    found = train(tiny_model, POOL, tmp_path / "part", less, checkpoints=tmp_path / "c")
+    assert found.resumed_at == 3 and found.losses == pytest.approx(whole.losses, abs=1e-4)
+    assert found.seen["times"].to_list() == whole.seen["times"].to_list()
+
+
 def test_a_checkpoint_that_was_not_finished_is_not_one(tiny_model, tmp_path):
     (tmp_path / "unfinished" / "checkpoint-9").mkdir(parents=True)
     assert latest(tmp_path) is None

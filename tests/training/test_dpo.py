@@ -97,6 +97,10 @@ def test_a_pair_that_is_too_long_is_refused_by_name(tiny_model, tmp_path):
     pair = pl.DataFrame({"id": ["r0"], "chosen": said[:1], "rejected": said[1:]})
     with pytest.raises(TrainError, match=r"pair r0: its chosen answer cannot be learnt \(105 tokens, over 64"):
         prefer(tiny_model, None, pair, tmp_path, PreferConfig(max_length=64))
+    said = rows(("x" * 300, "a"), ("x" * 300, "b"))["messages"]
+    pair = pl.DataFrame({"id": ["r0"], "chosen": said[:1], "rejected": said[1:]})
+    with pytest.raises(TrainError, match=r"306 tokens, over 256"):  # the model's context
+        prefer(tiny_model, None, pair, tmp_path, PreferConfig())
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pairs(tiny_model, tmp_path):

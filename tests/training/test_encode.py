@@ -38,6 +38,8 @@ def test_prefix_matching_tells_what_the_marks_tell(family):
 @pytest.mark.parametrize("said", [TALK[:2], TALK, [("system", "Be brief."), *TALK[:2]]], ids=["one", "two", "system"])
 @pytest.mark.parametrize("name", shipped())
 def test_every_template_that_trl_knows_is_learnt_as_it_is_shipped(name, said):
+    if name == "glm4moe":
+        pytest.skip("an answer ends with the next turn; refused, see below")
     if name == "gemma" and said[0][0] == "system":
         pytest.skip("Gemma 2 takes no system message")
     template = Template(of_template(shipped()[name][0]), name)
@@ -49,6 +51,11 @@ def test_every_template_that_trl_knows_is_learnt_as_it_is_shipped(name, said):
     assert found.told in (AGREED, KNOWN, CHANGED, PREFIX)
 
 
+def test_a_template_whose_answers_end_with_the_next_turn_is_refused():
+    with pytest.raises(TrainError, match="glm4moe writes no end token after an answer"):
+        Template(of_template(shipped()["glm4moe"][0]), "glm4moe")
+
+
 @pytest.mark.parametrize(
     ("name", "said", "told"),
     [
@@ -57,7 +64,6 @@ def test_every_template_that_trl_knows_is_learnt_as_it_is_shipped(name, said):
         ("qwen3_6", TALK[:2], AGREED),
         ("llama3", TALK, AGREED),
         ("phi3", TALK, KNOWN),  # no prefix, as the text ends otherwise; the marks are on the very same text
-        ("glm4moe", TALK[:2], PREFIX),  # TRL's form is of another text
         ("qwen3", TALK, CHANGED),  # it has thoughts in earlier turns, which the shipped one leaves out
     ],
 )
