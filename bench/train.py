@@ -74,10 +74,10 @@ def bare(rows: pl.DataFrame, config: TrainConfig) -> Took:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.first = self.first or time.monotonic()
 
-    called, clock = time.monotonic(), Clock()
     template = Template(load_tokenizer(NANO))
     lengths = [len(template.encode(i, m).tokens) for i, m in rows.select("id", "messages").iter_rows()]
     said = [[{k: m[k] for k in ("role", "content")} for m in messages] for messages in rows["messages"].to_list()]
+    called, clock = time.monotonic(), Clock()
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32),
