@@ -36,8 +36,8 @@ SHAPES = {
     "8b": (4096, 14_336, 32, 32, 8, 128_256, False),
 }
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}  # bf16, dense
-PLANS = ("ours lora", "ours qlora", "bare lora", "TRL lora")
-WARM = 2  # steps that do not count
+PLANS = ("ours lora", "bare lora", "TRL lora", "ours qlora", "bare qlora", "TRL qlora")
+WARM = 5  # steps that do not count: kernels are compiled, memory is claimed
 
 
 def make(shape: str, folder: Path) -> None:
@@ -107,12 +107,12 @@ def ours(folder: Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[list[fl
 
 
 def bare(folder: Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[list[float], float]:
-    """transformers and peft, a loop, rows padded; checkpointing as ours."""
+    """transformers and peft, a loop, rows padded; precision and checkpointing as ours."""
     from training.batch import Padded, order
     from training.model import checkpointing, load_model
 
     model = load_model(folder, config.model_copy(update={"packing": False}))
-    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    model.train()
     if checkpointing(config):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -125,7 +125,8 @@ def bare(folder: Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[list[fl
             some = [found[i] for i in drawn[part : part + at_once]]
             batch = Padded(0)([{"input_ids": e.tokens, "labels": e.labels, "row": 0} for e in some])
             given = {k: v.to(model.device) for k, v in batch.items() if k != "rows"}
-            loss = model(**given, use_cache=False).loss
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+                loss = model(**given, use_cache=False).loss
             (loss * at_once / config.batch_size).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -142,6 +143,7 @@ def trl(folder: Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[list[flo
     from trl import SFTConfig, SFTTrainer
 
     from training.batch import order
+    from training.model import four_bits
 
     ends: list[float] = []
 
@@ -155,9 +157,12 @@ def trl(folder: Path, rows: pl.DataFrame, config: TrainConfig) -> tuple[list[flo
     said = [[{k: m[k] for k in ("role", "content")} for m in messages] for messages in rows["messages"].to_list()]
     at_once = config.rows_at_once or config.batch_size
     on_gpu = torch.cuda.is_available()
+    how: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu else torch.float32}
+    if config.method == "qlora":
+        how |= {"quantization_config": four_bits(how["dtype"]), "device_map": {"": "cuda:0" if on_gpu else "cpu"}}
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if on_gpu else torch.float32),
+            model=AutoModelForCausalLM.from_pretrained(folder, **how),
             args=SFTConfig(
                 output_dir=out,
                 max_steps=config.optimizer_steps,
@@ -216,7 +221,7 @@ def one(plan: str, shape: str, folder: Path, said: argparse.Namespace) -> None:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--shapes", default="1b,8b", help="of " + ", ".join(SHAPES))
-    asked.add_argument("--steps", type=int, default=20)
+    asked.add_argument("--steps", type=int, default=25)
     asked.add_argument("--max-length", type=int, default=2048)
     asked.add_argument("--rows-at-once", type=int, default=4, help="of bare and TRL, whose padding costs memory")
     asked.add_argument("--peak", type=float, help="FLOP/s of the GPU in bf16, where it is none of " + ", ".join(PEAK))
@@ -236,7 +241,8 @@ def main() -> None:
             if told is None:
                 print(f"{shape:<6} {plan:<12} failed")
                 continue
-            to = [told["speed"] / found[p]["speed"] if found[p] else math.nan for p in ("bare lora", "TRL lora")]
+            same = [found[f"{who} {plan.split()[1]}"] for who in ("bare", "TRL")]
+            to = [told["speed"] / other["speed"] if other else math.nan for other in same]
             print(
                 f"{shape:<6} {plan:<12} {told['speed']:>10,.0f} {to[0]:>8.2f} {to[1]:>7.2f} "
                 f"{told['flops'] / peak:>6.1%} {told['memory']:>7.1f} {told['loss']:>8.3f}"

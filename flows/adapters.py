@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.engines import EngineSpec, model_folder
-from flows.training import base_name
+from flows.trained import base_name, check_base, result
 from storage.store import Manifest, Store, StoreError
 from training.settings import TrainError
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,21 +21,24 @@ _TOKENIZER = (
 
 def merged(store: Store, trained: str, model: str, out: Path) -> None:
     """Write the base with the adapter in its weights to a folder that is not there yet."""
-    made = _trained(store, trained)
+    made = result(store, trained)
+    adapter = _adapter(store, made)
+    check_base(made, model)
     _free(out)
     from training.save import merge
 
     try:
-        merge(model_folder(model), _adapter(store, made), out)
-    except TrainError as why:
+        merge(model_folder(model), adapter, out)
+    except TrainError:
         shutil.rmtree(out, ignore_errors=True)
-        raise StoreError(str(why)) from why
+        raise
     (out / "README.md").write_text(card(store, made, model, merged=True), encoding="utf-8")
 
 
 def exported(store: Store, trained: str, model: str, out: Path) -> None:
     """Write adapter or model, tokenizer, chat template and model card to a folder that is not there yet."""
-    made = _trained(store, trained)
+    made = result(store, trained)
+    check_base(made, model)
     _free(out)
     shutil.copytree(store.files(trained), out)
     for name in _TOKENIZER:
@@ -48,13 +50,16 @@ def exported(store: Store, trained: str, model: str, out: Path) -> None:
 def serve_command(store: Store, trained: str, model: str, name: str, port: int) -> list[str]:
     """The call that serves a training's result with vLLM under a name, OpenAI's protocol.
 
-    Raises StoreError for an adapter that vLLM cannot serve beside its base, and says to merge it.
+    Raises StoreError for an adapter that vLLM cannot serve beside its base, and says to merge it; or of another base.
     """
-    _trained(store, trained)
+    made = result(store, trained)
     folder, base = store.files(trained), str(model_folder(model))
     start = ["python", "-m", "vllm.entrypoints.openai.api_server"]
     if not (folder / "adapter_config.json").exists():
         return [*start, "--model", str(folder), "--served-model-name", name, "--port", str(port)]
+    check_base(made, model)
+    from synthesis.vllm_engine import RANKS
+
     said = json.loads((folder / "adapter_config.json").read_text())
     if said.get("use_dora"):
         raise StoreError(
@@ -100,13 +105,6 @@ def card(store: Store, made: Manifest, model: str, merged: bool) -> str:
             *["", "## Use", "", "```python", load, "```", ""],
         ]
     )
-
-
-def _trained(store: Store, trained: str) -> Manifest:
-    made = store.manifest(trained)
-    if made.kind != "adapter":
-        raise StoreError(f"{trained} is a dataset of {made.kind}; name what `thresher train` made")
-    return made
 
 
 def _adapter(store: Store, made: Manifest) -> Path:

@@ -17,6 +17,7 @@ from flows.engines import EngineError
 from flows.progress import console, say
 from flows.side_by_side import side_by_side
 from storage.store import StoreError
+from training.settings import TrainError
 
 
 class Labelled(Protocol):
@@ -50,7 +51,7 @@ def _attempt(cell: Cell, what: str, stage: Callable[[Cell], Cell]) -> Cell:
     try:
         return stage(cell)
     except Exception as why:
-        told = isinstance(why, StepError | StoreError | EngineError | ConfigError)
+        told = isinstance(why, StepError | StoreError | EngineError | ConfigError | TrainError)
         failed = str(why) if told else f"{type(why).__name__}: {why}"
         say(f"[red]{escape(cell.label)}could not be {what}: {escape(failed)}[/red]")
         if not told or os.environ.get("THRESHER_DEBUG"):

@@ -31,6 +31,7 @@ from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
 from storage.store import Store, StoreError
+from training.settings import TrainError
 
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
 
@@ -228,7 +229,7 @@ def main() -> None:
         app()
     except (ConfigError, StepError) as wrong:
         _fail(str(wrong), USAGE, debug)
-    except (StoreError, EngineError) as wrong:
+    except (StoreError, EngineError, TrainError) as wrong:
         _fail(str(wrong), FAILED, debug)
     except OSError as wrong:
         where = f" ({wrong.filename})" if wrong.filename else ""

@@ -16,12 +16,22 @@ from huggingface_hub import snapshot_download
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from flows.engine_settings import Local, OpenAI, Vllm
+from flows.handoff import before_engine
 from flows.responses import Progress, Remembered, RememberedClasses
 from flows.run import Lease
 from storage.store import Store
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest, packaged_folder
 
-__all__ = ["EngineError", "EngineSpec", "identity", "leases", "model_folder", "release"]
+__all__ = [
+    "EngineError",
+    "EngineSpec",
+    "adapter_folder",
+    "identity",
+    "leases",
+    "model_folder",
+    "release",
+    "trained_on",
+]
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
 _VERSIONS = {
@@ -86,9 +96,17 @@ def identity(spec: EngineSpec) -> str:
     kind = f"{spec.kind}-{_VERSIONS[spec.kind]}"
     if isinstance(spec.settings, OpenAI):
         where = spec.settings.revision or hashlib.sha256(spec.settings.url.encode()).hexdigest()[:12]
-        adapter = _adapter_folder(spec)
+        adapter = adapter_folder(spec)
         return ":".join([kind, spec.model, where, *([folder_digest(adapter)] if adapter else [])])
-    return fingerprint(kind, model_folder(spec.model), _dtype(spec), _adapter_folder(spec))
+    return fingerprint(kind, model_folder(spec.model), _dtype(spec), adapter_folder(spec))
+
+
+def trained_on(base: EngineSpec) -> str:
+    """What decides what a training makes of a model: its files, the precision here, its adapter; not the engine's code.
+
+    "local-3" is how the first trainings called it; what they made is found by that.
+    """
+    return fingerprint("local-3", model_folder(base.model), _dtype(base), adapter_folder(base))
 
 
 def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None) -> Lease:
@@ -131,7 +149,7 @@ _LOCK = threading.RLock()
 def _engine(spec: EngineSpec, name: str) -> Any:
     with _told(f"model {spec.model!r}"):
         base = _loaded(_base_key(spec), lambda: _base(spec, name))
-        return base.with_adapter(_adapter_folder(spec), name) if spec.kind in _OF_LANGUAGE else base
+        return base.with_adapter(adapter_folder(spec), name) if spec.kind in _OF_LANGUAGE else base
 
 
 def _base(spec: EngineSpec, name: str) -> Any:
@@ -140,6 +158,7 @@ def _base(spec: EngineSpec, name: str) -> Any:
         case Vllm() as said:
             from synthesis.vllm_engine import VllmEngine
 
+            before_engine()
             return VllmEngine(model_folder(spec.model), identity=name, **said.model_dump(exclude={"kind"}))
         case OpenAI() as said:
             from synthesis.openai_engine import OpenAIEngine
@@ -182,7 +201,8 @@ def _base_key(spec: EngineSpec) -> tuple[str, str]:
     return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec)) + said
 
 
-def _adapter_folder(spec: EngineSpec) -> Path | None:
+def adapter_folder(spec: EngineSpec) -> Path | None:
+    """Where the adapter's files are, if it has one: in a folder, or beside the model's weights by name."""
     if spec.adapter is None:
         return None
     beside = [] if spec.kind == "openai" else [model_folder(spec.model) / spec.adapter]

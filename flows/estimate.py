@@ -1,6 +1,5 @@
 """What a run would take: rows, tokens, minutes and disk, before anything is done."""
 
-import json
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from storage.copies import Copies
 from storage.reading import raw_file, read_batches, tell_format
 from storage.schema import prompt, response
 from storage.store import StoreError
+from training.sizes import parameters
 
 # How often a step sends the tokens of each row through a model; a step that is not named here asks none.
 PASSES = {"perplexity": 1.0, "clear-score": 4.0, "clear-correct": 4.0}
@@ -45,7 +45,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
         chosen + rows * config.validation
     ) * mean * 2
-    work = 2 * _parameters(config.model) * (scored + trained * (1 + BACKWARD) + tested)
+    work = 2 * parameters(model_folder(config.model)) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
     students = {role for role, said in config.roles.items() if said.adapter == "last-student"}
     of_models = Asked()
@@ -98,15 +98,6 @@ def _count(path: Path, model: str) -> tuple[int, Lengths]:
     prompts = [len(ids) for ids in chat.encode([prompt(messages) for messages in sample]) if isinstance(ids, list)]
     responses = [n + 1 for n in chat.count([response(messages) for messages in sample])]
     return rows, lengths_of_words(chat.count, float(np.mean(prompts or [0])), float(np.mean(responses or [0])))
-
-
-def _parameters(model: str) -> float:
-    """Parameters of a model by its config: embeddings, attention and feed-forward."""
-    said = json.loads((Path(model_folder(model)) / "config.json").read_text())
-    hidden, layers = said["hidden_size"], said["num_hidden_layers"]
-    return said["vocab_size"] * hidden + layers * (
-        4 * hidden**2 + 3 * hidden * said.get("intermediate_size", 4 * hidden)
-    )
 
 
 def _matrix_speed() -> float:

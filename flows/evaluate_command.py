@@ -97,13 +97,23 @@ def measured(
 
 
 def told(live: pl.DataFrame) -> dict[str, Any]:
-    """Mean and 95 % interval of each measure that there is; an answer that the model failed to give is a wrong one."""
+    """Mean and 95 % interval of each measure that there is; an answer that the model failed to give is a wrong one.
+
+    A row with an answer and no score has a response that the metric cannot compare, such as one without a number; it
+    says nothing of the model, and is counted apart.
+    """
     out: dict[str, Any] = {"rows": live.height}
+    scored = live.filter(pl.col("student_answer").is_null() | pl.col("student_score").is_not_null())
+    if unscorable := live.height - scored.height:
+        out["unscorable"] = unscorable
     for column, (name, least, most) in MEASURES.items():
-        if column not in live.columns or live[column].null_count() == live.height:
+        if column not in live.columns:
             continue
-        values = live[column].cast(pl.Float64)
-        values = values.fill_null(0.0) if column in ("student_correct", "student_score") else values.drop_nulls()
+        of_answers = column in ("student_correct", "student_score")
+        values = scored[column].cast(pl.Float64).fill_null(0.0) if of_answers else live[column].drop_nulls()
+        if values.is_empty():
+            continue
+        values = values.cast(pl.Float64)
         e = estimate(values.to_numpy()[None, :], least, most)
         out[name] = {"mean": e.mean, "low": e.low, "high": e.high, "rows": len(values)}
     return out
@@ -119,9 +129,12 @@ def by_group(live: pl.DataFrame, column: str) -> list[dict[str, Any]]:
 
 
 def text(found: dict[str, Any], metric: str) -> str:
-    a = found["accuracy"]
-    lines = [f"{a['mean']:.1%} ({a['low']:.1%} to {a['high']:.1%}) of {found['rows']:,} rows right by {metric}"]
-    if metric == "rouge-l":
+    lines = []
+    if a := found.get("accuracy"):
+        lines.append(f"{a['mean']:.1%} ({a['low']:.1%} to {a['high']:.1%}) of {a['rows']:,} rows right by {metric}")
+    if "unscorable" in found:
+        lines.append(f"{found['unscorable']:,} rows left out: nothing in their response can be compared by {metric}")
+    if metric == "rouge-l" and "score" in found:
         lines.append(f"ROUGE-L {_number(found['score'])}")
     if "judged right" in found:
         lines.append(f"judged right {_number(found['judged right'])}")

@@ -1,72 +1,103 @@
 """The engines' processes have ended and their memory is back, measured before a training starts."""
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from storage.store import StoreError
+from synthesis.vllm_process import process_groups
 
 PATIENCE = 60.0  # seconds that an engine may take to end
-_ENGINES = ("vllm", "spawn_main", "forkserver")  # in the command line of a process that holds a model
-_NOT = "resource_tracker"
+SLACK = 1 << 30  # bytes that a card may have in use besides, such as for this process's own context
+_BEFORE: dict[str, int] = {}  # bytes in use on each card before the first engine since the last hand-off
 
 
 @dataclass(frozen=True, slots=True)
 class HandOff:
-    """What was left of the engines: processes, and bytes of GPU memory that these hold (None: no GPU is seen)."""
+    """What was left of the engines: processes, and the most bytes that a card had in use over what it had before them.
+
+    The bytes are None where no engine was started, or no NVML tells of a card.
+    """
 
     processes: int
     gpu_bytes: int | None
     seconds: float
 
 
-def handed_off(patience: float = PATIENCE) -> HandOff:
-    """Wait until no process below this one holds a model; raises StoreError naming one that does not end."""
+def before_engine() -> None:
+    """To be called before an engine takes a card's memory: remembers what is in use."""
+    if not _BEFORE:
+        _BEFORE.update(used_memory())
+
+
+def handed_off(
+    patience: float = PATIENCE, groups: set[int] | None = None, before: dict[str, int] | None = None, nvml: Any = None
+) -> HandOff:
+    """Wait until the engines' process groups are empty and the cards' memory is back; StoreError says what is not.
+
+    A group is asked, not the tree below this process: a part of an engine whose parent died still belongs to it.
+    """
     started = time.monotonic()
-    while left := engine_processes():
+    groups, before = process_groups() if groups is None else groups, _BEFORE if before is None else before
+    while True:
+        left, over = living(groups), _over(before, nvml)
+        if not left and max(over.values(), default=0) <= SLACK:
+            break
         if time.monotonic() - started > patience:
-            named = ", ".join(f"{p.pid} ({' '.join(_words(p))[:60]})" for p in left[:3])
-            raise StoreError(
-                f"{len(left)} engine processes have not ended after {patience:.0f} s: {named}; "
-                "end them, and run the same command again"
-            )
+            raise StoreError(_still(left, over, patience))
         time.sleep(0.1)
-    held = gpu_memory()
-    if held:
-        raise StoreError(f"processes below this one still hold {held / 2**30:.1f} GiB of GPU memory; end them first")
-    return HandOff(0, held, round(time.monotonic() - started, 3))
+    _BEFORE.clear()
+    return HandOff(0, max(over.values(), default=None), round(time.monotonic() - started, 3))
 
 
-def engine_processes() -> list[psutil.Process]:
-    """Processes below this one that hold a model, living ones only."""
+def living(groups: set[int]) -> list[psutil.Process]:
+    """Processes of the groups that have not ended."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        words = " ".join(_words(process))
-        if any(e in words for e in _ENGINES) and _NOT not in words:
-            found.append(process)
+    for process in psutil.process_iter() if groups else ():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found
 
 
-def gpu_memory() -> int | None:
-    """Bytes of GPU memory that processes below this one hold, by NVML; None where there is no NVML."""
-    try:
-        import pynvml
+def used_memory(nvml: Any = None) -> dict[str, int]:
+    """Bytes in use on each card that this process may use, whoever uses them; empty where there is no NVML."""
+    if nvml is None:
+        try:
+            import pynvml as nvml
 
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no GPU: each has its own error
-        return None
-    below = {p.pid for p in psutil.Process().children(recursive=True)}
-    total = 0
-    for i in range(pynvml.nvmlDeviceGetCount()):
-        device = pynvml.nvmlDeviceGetHandleByIndex(i)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
-            total += (process.usedGpuMemory or 0) if process.pid in below else 0
-    return total
+            nvml.nvmlInit()
+        except Exception:  # no library, no driver, no GPU: each has its own error
+            return {}
+    from flows.side_by_side import accelerators  # which imports prefect
+
+    by = {True: lambda card: nvml.nvmlDeviceGetHandleByIndex(int(card)), False: nvml.nvmlDeviceGetHandleByUUID}
+    return {card: nvml.nvmlDeviceGetMemoryInfo(by[card.isdigit()](card)).used for card in accelerators()}
 
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
-    except psutil.Error:
-        return []
+def _over(before: dict[str, int], nvml: Any) -> dict[str, int]:
+    now = used_memory(nvml) if before else {}
+    return {card: max(0, now[card] - used) for card, used in before.items() if card in now}
+
+
+def _still(left: list[psutil.Process], over: dict[str, int], patience: float) -> str:
+    if left:
+        named = ", ".join(f"{p.pid} ({_words(p)[:60]})" for p in left[:3])
+        what = f"{len(left)} engine processes have not ended after {patience:.0f} s: {named}; end them"
+    else:
+        card, more = max(over.items(), key=lambda kv: kv[1])
+        what = (
+            f"GPU {card} has {more / 2**30:.1f} GiB more in use than before the engine started, {patience:.0f} s "
+            "after it ended; end what holds them (nvidia-smi names it)"
+        )
+    return f"{what}, and run the same command again"
+
+
+def _words(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return "?"

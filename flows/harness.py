@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.engines import model_folder
+from flows.trained import check_base, result
 from storage.store import Store, StoreError
 
 
@@ -32,10 +33,21 @@ def harness(
         if ran.returncode or not found:
             last = [line for line in ran.stderr.splitlines() if line.strip()][-2:]
             raise StoreError(f"lm-eval failed: {' / '.join(last)[:500]}")
-        results: dict[str, dict[str, Any]] = json.loads(found[-1].read_text())["results"]
+        return metrics(json.loads(found[-1].read_text()))
+
+
+def metrics(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers of a results file by task. A metric is called as lm-eval does, `exact_match,strict-match`.
+
+    The filter is left out where there is none; how many rows were asked (`sample_len`) is no metric.
+    """
     return {
-        task: {name.partition(",")[0]: value for name, value in told.items() if isinstance(value, int | float)}
-        for task, told in results.items()
+        task: {
+            name.removesuffix(",none"): value
+            for name, value in told.items()
+            if isinstance(value, int | float) and name != "sample_len"
+        }
+        for task, told in results["results"].items()
     }
 
 
@@ -45,8 +57,12 @@ def command(
     """The call of lm-eval; an adapter stands beside its base, a full run's model by itself."""
     place = f"pretrained={model_folder(model)}"
     if trained is not None:
-        folder = store.files(trained)
-        place = f"{place},peft={folder}" if (folder / "adapter_config.json").exists() else f"pretrained={folder}"
+        folder, made = store.files(trained), result(store, trained)
+        if (folder / "adapter_config.json").exists():
+            check_base(made, model)
+            place = f"{place},peft={folder}"
+        else:
+            place = f"pretrained={folder}"
     call = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", place, "--tasks", tasks]
     call += ["--apply_chat_template", "--batch_size", "16"]
     call += ["--limit", str(limit)] if limit else []

@@ -2,6 +2,8 @@
 
 import inspect
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +15,10 @@ from flows.assemble import taken
 from flows.command import StoreOption, open_store
 from flows.config import prefer_settings, train_settings
 from flows.engines import EngineSpec, model_folder
+from flows.models import tuned
 from flows.progress import bar, say
 from flows.step_commands import options
-from storage.store import Store, StoreError
+from storage.store import Store
 from training.settings import PreferConfig, TrainConfig
 
 training = typer.Typer()
@@ -30,7 +33,6 @@ def train(
     store: Path = Path(".thresher"),
     model: str = "nano",
     name: str | None = None,
-    processes: int = 1,
     checkpoint_seconds: float = 60.0,
     preview: bool = False,
     **typed: Any,
@@ -42,14 +44,8 @@ def train(
     if preview:
         return show_preview(place, rows, model, config)
     with bar("train") as progress:
-        made = train_adapter(
-            place, rows, EngineSpec(model=model), config, progress, processes=processes, every=checkpoint_seconds
-        )
-    name = name or f"{dataset}.adapter"
-    place.name(name, made)
-    for line in summary(place.run_facts(made), place.manifest(made).counts):
-        say(line)
-    say(f"{name}: {place.files(made)}")
+        made = train_adapter(place, rows, EngineSpec(model=model), config, progress, every=checkpoint_seconds)
+    _tell(place, made, name or f"{dataset}.adapter", summary)
 
 
 def prefer(
@@ -61,22 +57,26 @@ def prefer(
     checkpoint_seconds: float = 60.0,
     **typed: Any,
 ) -> None:
-    from flows.preference import pairs_of, prefer_adapter
+    from flows.preference import pairs_of, prefer_adapter, summary
+    from flows.trained import check_base, result
 
     place, config = open_store(store), prefer_settings(typed)
     rows = place.resolve(dataset)
     pairs = rows if place.manifest(rows).step == "pairs" else pairs_of(place, rows)
+    start = EngineSpec(model=model, adapter=adapter)
     if adapter and not Path(adapter).is_dir():
-        adapter = str(place.files(place.resolve(adapter)))
+        trained = place.resolve(adapter)
+        check_base(result(place, trained), model)
+        start = tuned(place, model, trained)
     with bar("prefer") as progress:
-        spec = EngineSpec(model=model, adapter=adapter)
-        made = prefer_adapter(place, pairs, spec, config, progress, every=checkpoint_seconds)
-    name, facts = name or f"{dataset}.preferred", place.run_facts(made)
+        made = prefer_adapter(place, pairs, start, config, progress, every=checkpoint_seconds)
+    _tell(place, made, name or f"{dataset}.preferred", summary)
+
+
+def _tell(place: Store, made: str, name: str, summary: Callable[[dict[str, Any], dict[str, int]], list[str]]) -> None:
     place.name(name, made)
-    say(
-        f"loss {facts['final_loss']:.4f} at the end (0.6931 at the start), {facts['final_accuracy']:.0%} of the pairs "
-        f"ranked right, margin {facts['final_margin']:.3f}; {place.manifest(made).summary}; {facts['seconds']:.1f} s"
-    )
+    for line in summary(place.run_facts(made), place.manifest(made).counts):
+        say(line)
     say(f"{name}: {place.files(made)}")
 
 
@@ -85,24 +85,20 @@ def show_preview(place: Store, rows: str, model: str, config: TrainConfig) -> No
 
     Where the output is no terminal, the learnt tokens stand between ⟦ and ⟧.
     """
-    from training.sft import TrainError, encoded
+    from training.sft import encoded
 
     live = place.read(rows, ["id", "messages", "drop_reason"]).filter(pl.col("drop_reason").is_null())
-    try:
-        template, found = encoded(model_folder(model), live, config)
-    except TrainError as why:
-        raise StoreError(str(why)) from why
+    template, found = encoded(model_folder(model), live, config)
     for row in found.encoded[:_SHOWN]:
         typer.echo(f"{row.id}: {len(row.tokens)} tokens, {sum(row.learnt)} learnt" + _cut(row.cut))
         _print_tokens(list(zip(_texts(template.tokenizer, row.tokens), row.learnt, strict=True)))
     tokens, learnt = sum(len(r.tokens) for r in found.encoded), sum(sum(r.learnt) for r in found.encoded)
-    how = "the template's own marks" if template.marked else "prefix matching"
-    if template.known:
-        how += ", which agrees with the marked form of the template on every row"
     typer.echo(
-        f"{len(found.encoded):,} rows, {tokens:,} tokens, {learnt:,} learnt ({learnt / tokens:.1%}), told by {how}; "
+        f"{len(found.encoded):,} rows, {tokens:,} tokens, {learnt:,} learnt ({learnt / tokens:.1%}); "
         f"each row has at least {min(sum(r.learnt) for r in found.encoded)}"
     )
+    for how, count in Counter(r.told for r in found.encoded).most_common():
+        typer.echo(f"{count:,} rows told by {how}")
     cut = sum(bool(r.cut) for r in found.encoded)
     if cut:
         typer.echo(f"{cut:,} rows lose their earliest turns")
@@ -174,7 +170,6 @@ _command(
     "Dataset whose live rows are trained on, or a choice.",
     "Train a LoRA or QLoRA adapter, or every weight, on the live rows of a dataset. A run that was killed goes on from "
     "its last checkpoint; docs/training.md explains every number that is printed.",
-    _more("processes", Annotated[int, typer.Option(help="Processes, one for each GPU of this machine.", min=1)], 1),
     _more(
         "preview",
         Annotated[bool, typer.Option("--preview", help="Show the tokens, the learnt ones coloured; train nothing.")],

@@ -29,7 +29,7 @@ from synthesis.chat import Chat, load_chat, seeds_of
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 from synthesis.vllm_process import VllmProcess
 
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 # Places for adapters. On a CPU a request without an adapter is answered with whatever lies in the last one, so that
 # must stay empty: there is always a place more than there are adapters.
 _PLACES = (4, 8, 16, 32, 64)
@@ -243,9 +243,9 @@ def _adapter_needs(folder: Path) -> tuple[int, list[str]]:
         raise EngineError(
             f"{folder} trains {sorted(strange)}, which vLLM cannot play beside others; take the local engine"
         )
-    if rank > _RANKS[-1] or not modules:
-        raise EngineError(f"{folder} is no LoRA adapter of a rank up to {_RANKS[-1]}; take the local engine")
-    return next(r for r in _RANKS if r >= rank), sorted(modules)
+    if rank > RANKS[-1] or not modules:
+        raise EngineError(f"{folder} is no LoRA adapter of a rank up to {RANKS[-1]}; take the local engine")
+    return next(r for r in RANKS if r >= rank), sorted(modules)
 
 
 def _tensors(folder: Path) -> list[str]:

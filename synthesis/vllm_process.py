@@ -25,6 +25,14 @@ _ROOT = Path(__file__).resolve().parent.parent
 Request = tuple[list[int], dict[str, Any]]  # tokens of the prompt, how to sample
 
 
+_STARTED: set[int] = set()
+
+
+def process_groups() -> set[int]:
+    """Of every engine that this process has started; all that one starts is in its group, and may have ended."""
+    return set(_STARTED)
+
+
 class Died(Exception):
     """The process ended before it had answered; the message says what it said last."""
 
@@ -92,6 +100,7 @@ class _Running:
             start_new_session=True,  # Ctrl-C is the parent's to handle, and the whole group can be ended
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])},
         )
+        _STARTED.add(self.process.pid)
         theirs.close()
         self.connection: Connection = ours
         self.calls: dict[int, queue.SimpleQueue] = {}

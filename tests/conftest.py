@@ -1,6 +1,7 @@
 """A two-layer random Llama with a byte tokenizer: every shape of a real model folder, and no download."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ SPECIAL = ["<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|p
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny model: vocabulary of bytes, context of 256 tokens."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with other weights, so that every adapter of the one fits the other."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("other") / "model"))
+    weights = {name: w + 0.1 for name, w in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,20 @@ the model's attention keeps the rows apart: a block-diagonal mask on a CPU, a ke
 """
 
 import random
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils.generic import is_flash_attention_requested
 
 from training.encode import IGNORED
-from training.settings import TrainConfig
+from training.settings import PreferConfig, TrainConfig
 
 _WINDOW = 16  # batches among which rows of like length are put together
 
 
-def order(lengths: list[int], config: TrainConfig) -> list[int]:
+def order(lengths: list[int], config: TrainConfig | PreferConfig) -> list[int]:
     """Which rows each step sees: every row once an epoch, rows of like length together, the batches shuffled."""
     shuffle = random.Random(config.seed).shuffle
     size, wanted = config.batch_size, config.optimizer_steps * config.batch_size
@@ -56,14 +58,15 @@ class Padded:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Collates rows one after the other, into sequences of at most `length` tokens."""
+    """Collates rows one after the other, into sequences of at most `length` tokens (a longer row has one to itself)."""
 
     pad: int
     length: int
+    fixed: bool = False  # every sequence as long as the longest may be: kernels compiled for a shape are used again
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         bins = pack([len(b["input_ids"]) for b in batch], self.length)
-        width = max(sum(len(batch[i]["input_ids"]) for i in held) for held in bins)
+        width = self.length if self.fixed else max(sum(len(batch[i]["input_ids"]) for i in held) for held in bins)
         ids = torch.full((len(bins), width), self.pad)
         places, labels, rows = torch.zeros_like(ids), torch.full_like(ids, IGNORED), torch.full_like(ids, -1)
         for k, held in enumerate(bins):
@@ -94,23 +97,35 @@ def pack(lengths: list[int], room: int) -> list[list[int]]:
     return bins
 
 
-def keeps_apart(model: Any, rows: list[list[int]]) -> bool:
+def packed_into(model: Any, room: int) -> int:
+    """Tokens that a sequence of the pack may have: `room`, or all of a step's with FlashAttention.
+
+    transformers tells rows apart by their positions for it where they lie in one single sequence, and nowhere else.
+    """
+    return sys.maxsize if is_flash_attention_requested(model.config) else room
+
+
+def keeps_apart(model: Any, pad: int, rows: list[list[int]]) -> bool:
     """Whether a row's logits in a pack are the same whatever row stands before it; asked of the model as it is.
 
-    Attention that heeds positions gives the very same numbers; state that is carried on (Mamba, linear attention) or a
-    mask that was lost shows as a difference.
+    The pack is one as in training: two sequences of two rows each, or one of four where the rows of a step lie in one,
+    read in the precision of the training. Attention that heeds positions gives the very same numbers; state that is
+    carried on (Mamba, linear attention) or a mask that was lost shows as a difference.
     """
-    before, row = rows[0][:64], rows[-1][:64]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    other = [(t + 1) % vocabulary for t in before]
-    places = torch.tensor([[*range(len(before)), *range(len(row))]], device=model.device)
+    some = [rows[i % len(rows)] for i in range(4)]
+    width = min(64, *map(len, some))
+    batch = [{"input_ids": r[:width], "labels": r[:width], "row": i} for i, r in enumerate(some)]
+    packed = {k: v.to(model.device) for k, v in Packed(pad, packed_into(model, 2 * width))(batch).items()}
+    ids, held = packed["input_ids"], packed["rows"]
+    first = held == held[:, :1]
+    other = torch.where(first, (ids + 1) % model.get_input_embeddings().weight.shape[0], ids)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    on_gpu = model.device.type == "cuda"
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=on_gpu):
         said = [
-            model(input_ids=torch.tensor([b + row], device=model.device), position_ids=places, use_cache=False).logits
-            for b in (before, other)
+            model(input_ids=given, position_ids=packed["position_ids"], use_cache=False).logits[~first].float()
+            for given in (ids, other)
         ]
     model.train(was_training)
-    own = [s[0, len(before) :].float() for s in said]
-    return bool((own[0] - own[1]).abs().max() <= 1e-5 * own[0].abs().max())
+    return bool((said[0] - said[1]).abs().max() <= 1e-5 * said[0].abs().max())

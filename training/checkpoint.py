@@ -8,17 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from training.settings import TrainError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_ROWS = "rows.json"
+_SEEN = "seen.json"
 UNFINISHED = "unfinished"
 
 
 class Checkpoints(TrainerCallback):
-    """Saves into `folder` every so many seconds of training; `state` is kept with what the trainer itself saves."""
+    """Saves into `folder` every so many seconds of training; what `state` gives is kept with what the trainer saves.
+
+    Of several processes the first one's clock decides for all, and `state` is asked of each, as it may have to gather.
+    """
 
     def __init__(self, folder: Path, seconds: float, state: Callable[[], dict[str, Any]] = dict) -> None:
         self.folder, self.seconds, self.state, self.last = folder, seconds, state, time.monotonic()
@@ -27,22 +31,26 @@ class Checkpoints(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if args.world_size > 1:  # clocks differ between processes, steps do not
-            control.should_save = state.global_step % max(1, state.max_steps // 10) == 0
-        else:
-            control.should_save = time.monotonic() - self.last >= self.seconds
-        control.should_save = control.should_save and state.global_step < state.max_steps
+        due = time.monotonic() - self.last >= self.seconds
+        if args.world_size > 1:
+            told = torch.tensor([due], dtype=torch.uint8, device=args.device)
+            torch.distributed.broadcast(told, 0)
+            due = bool(told.item())
+        control.should_save = due and state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        seen = self.state()
+        if args.world_size > 1:
+            torch.distributed.barrier()  # each has written its own part, such as its random numbers' state
+        self.last = time.monotonic()
         if not state.is_world_process_zero:
             return
         name = f"checkpoint-{state.global_step}"
         made = self.folder / UNFINISHED / name
-        (made / _ROWS).write_text(json.dumps(self.state()))
+        (made / _SEEN).write_text(json.dumps(seen))
         made.rename(self.folder / name)
         for path in _whole(self.folder)[:-1]:
             shutil.rmtree(path, ignore_errors=True)
-        self.last = time.monotonic()
 
 
 def latest(folder: Path | None) -> Path | None:
@@ -51,7 +59,7 @@ def latest(folder: Path | None) -> Path | None:
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / _ROWS).read_text())
+    return json.loads((checkpoint / _SEEN).read_text())
 
 
 def not_saved(folder: Path, error: Exception) -> TrainError:
@@ -66,7 +74,8 @@ def not_saved(folder: Path, error: Exception) -> TrainError:
 
 
 def _whole(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
+    """The oldest first; those of before the rows' state had this form are none."""
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / _SEEN).exists()), key=_step)
 
 
 def _step(path: Path) -> int:

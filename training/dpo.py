@@ -5,24 +5,21 @@
 ref is the model as it was at the start: base and given adapter, of which TRL keeps a frozen copy.
 """
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from training.checkpoint import UNFINISHED, Checkpoints, latest, not_saved
-from training.encode import Template, load_tokenizer
+from training.batch import order
+from training.encode import Encoded, Template, alike, load_tokenizer, longest
 from training.model import load_model
+from training.running import Adapted, Facts, Progress, arguments, running
 from training.save import save_adapter, written
 from training.settings import PreferConfig, TrainError
 from training.sizes import parameters
@@ -30,12 +27,18 @@ from training.sizes import parameters
 _WARM_UP = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class PreferFacts:
-    curve: pl.DataFrame  # step, loss, accuracy (share of pairs ranked right), margin (of the rewards, in nats * beta)
-    pairs: int
-    seconds: float
-    resumed_at: int
+class Pair(NamedTuple):
+    """Tokens of a prompt, and of either answer to it."""
+
+    id: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """That go through the model: the prompt twice."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 def prefer(
@@ -46,110 +49,112 @@ def prefer(
     config: PreferConfig,
     *,
     name: str | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
     checkpoints: Path | None = None,
     every: float = 60.0,
-) -> PreferFacts:
+) -> Facts:
     """Train on `pairs` (id, chosen, rejected: whole conversations with one prompt); writes a PEFT folder to `out`.
 
-    Starts from `adapter`, or from a fresh one. Raises TrainError naming a pair that cannot be learnt.
+    Starts from `adapter`, or from a fresh one. Raises TrainError naming a pair that cannot be learnt. Checkpoints and
+    several processes are as in `training.sft.train`.
     """
     started = time.monotonic()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     template = Template(load_tokenizer(base), base)
-    told = [_pair(template, row, config.max_length) for row in pairs.iter_rows(named=True)]
+    most = longest(base, config.max_length)
+    told = [pair_of(template, row, most) for row in pairs.iter_rows(named=True)]
     if not told:
         raise TrainError("there is no pair to learn from; pairs are rows and their corrections")
     config = config if config.learning_rate else config.for_model(parameters(Path(base)))
     model = load_model(base, config.as_training(), adapter)
-    resume = latest(checkpoints)
-    with tempfile.TemporaryDirectory() as scratch:
-        place = checkpoints or Path(scratch)
-        shutil.rmtree(place / UNFINISHED, ignore_errors=True)
-        trainer = DPOTrainer(
+    drawn = order([pair.tokens for pair in told], config)
+    with running(config, progress, checkpoints, every) as run:
+        trainer = _Trainer(
             model=model,
-            args=_arguments(place / UNFINISHED, config),
-            train_dataset=Dataset.from_list(told),
+            args=arguments(DPOConfig, run.folder, config, _WARM_UP, beta=config.beta),
+            train_dataset=_dataset(told).select(drawn),
             processing_class=template.tokenizer,
-            callbacks=[
-                _Told(config.optimizer_steps, progress),
-                *([Checkpoints(checkpoints, every)] if checkpoints else []),
-            ],
+            data_collator=_Collator(pad_token_id=template.tokenizer.pad_token_id),
+            callbacks=run.callbacks,
+            names=[pair.id for pair in told],
         )
-        trainer.remove_callback(PrinterCallback)
-        try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except Exception as error:
-            if checkpoints and any((place / UNFINISHED).glob("checkpoint-*")):
-                raise not_saved(checkpoints, error) from error
-            raise
-        with written(out):
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), out, name or str(base))
-    logs = [told for told in trainer.state.log_history if "loss" in told]
-    return PreferFacts(
-        curve=pl.DataFrame(
-            {
-                "step": [int(told["step"]) for told in logs],
-                "loss": [float(told["loss"]) for told in logs],
-                "accuracy": [float(told["rewards/accuracies"]) for told in logs],
-                "margin": [float(told["rewards/margins"]) for told in logs],
-            }
-        ),
-        pairs=len(told),
-        seconds=round(time.monotonic() - started, 3),
-        resumed_at=int(resume.name.rpartition("-")[2]) if resume else 0,
+        run.through(trainer)
+        if trainer.is_world_process_zero():
+            with written(out):
+                save_adapter(trainer.accelerator.unwrap_model(trainer.model), out, name or str(base))
+    return Facts(
+        seen=None,
+        rows=len(told),
+        learnable=sum(len(told[i].chosen) + len(told[i].rejected) for i in drawn),
+        **run.facts(trainer, config, [told[i].tokens for i in drawn], started),
     )
 
 
-def _pair(template: Template, row: dict[str, Any], max_length: int) -> dict[str, list[dict[str, Any]]]:
-    """A pair as TRL takes it; both answers are checked as rows are."""
-    said = {}
-    for which in ("chosen", "rejected"):
-        found = template.encode(f"{row['id']} ({which})", row[which])
-        if not any(found.learnt) or len(found.tokens) > max_length:
-            why = f"{len(found.tokens)} tokens, over {max_length}" if any(found.learnt) else "no answer in it"
+def pair_of(template: Template, row: dict[str, Any], max_length: int) -> Pair:
+    """A pair as it is learnt: both conversations encoded and checked as rows are, tool calls and all."""
+    found = {which: template.encode(f"{row['id']} ({which})", row[which]) for which in ("chosen", "rejected")}
+    starts = []
+    for which, one in found.items():
+        if not any(one.learnt) or len(one.tokens) > max_length:
+            why = f"{len(one.tokens)} tokens, over {max_length}" if any(one.learnt) else "no answer in it"
             raise TrainError(f"pair {row['id']}: its {which} answer cannot be learnt ({why}); leave out the pair")
-        said[which] = [{"role": m["role"], "content": m["content"] or ""} for m in row[which]]
-    return {"prompt": said["chosen"][:-1], "chosen": said["chosen"][-1:], "rejected": said["rejected"][-1:]}
+        starts.append(_last_answer(one))
+    chosen, rejected = found["chosen"].tokens, found["rejected"].tokens
+    start = min(*starts, alike(chosen, rejected))  # the end of a prompt may become one with an answer
+    ends = [_end(one) for one in found.values()]
+    return Pair(row["id"], chosen[:start], chosen[start : ends[0]], rejected[start : ends[1]])
 
 
-def _arguments(place: Path, config: PreferConfig) -> DPOConfig:
-    on_gpu = torch.cuda.is_available()
-    return DPOConfig(
-        output_dir=str(place),
-        max_steps=config.optimizer_steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=round(_WARM_UP * config.optimizer_steps),
-        beta=config.beta,
-        seed=config.seed,
-        max_length=None,  # checked pair by pair
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        gradient_checkpointing=on_gpu,
-        dataloader_pin_memory=on_gpu,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="no",
-        eval_strategy="no",
-        push_to_hub=False,
+def _last_answer(row: Encoded) -> int:
+    """Where the learnt tokens at the end begin."""
+    at = _end(row)
+    while at and row.learnt[at - 1]:
+        at -= 1
+    return at
+
+
+def _end(row: Encoded) -> int:
+    return max(i for i, learnt in enumerate(row.learnt) if learnt) + 1
+
+
+def _dataset(told: list[Pair]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [pair.prompt for pair in told],
+            "chosen_ids": [pair.chosen for pair in told],
+            "rejected_ids": [pair.rejected for pair in told],
+            "pair": list(range(len(told))),
+        }
     )
 
 
-class _Told(TrainerCallback):
-    """Tells of each step, and stops at a loss that is no number."""
+class _Collator(DataCollatorForPreference):
+    """TRL's, which keeps the numbers of the pairs."""
 
-    def __init__(self, total: int, progress: Callable[[int, int, float], None] | None) -> None:
-        self.total, self.progress = total, progress
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**super().torch_call(examples), "pairs": torch.tensor([e["pair"] for e in examples])}
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TrainError(f"the loss is no number at step {state.global_step}; lower the learning rate or beta")
-        if self.progress:
-            self.progress(state.global_step, self.total, loss)
+
+class _Trainer(Adapted, DPOTrainer):
+    """TRL's trainer on pairs that are tokens already, as ours are checked; it names those whose loss is no number."""
+
+    def __init__(self, *, names: list[str], **rest: Any) -> None:
+        super().__init__(**rest)
+        self.names = names
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        pairs = inputs.pop("pairs").tolist()
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not bool((found[0] if return_outputs else found).isfinite()):
+            named = [self.names[i] for i in pairs]
+            raise TrainError(
+                f"the loss is no number at one of the {len(named)} pairs {', '.join(named[:5])}"
+                f"{' …' if len(named) > 5 else ''}; lower the learning rate or beta"
+            )
+        return found

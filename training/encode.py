@@ -2,12 +2,15 @@
 
 A template says so itself with {% generation %} marks. Where it has none, an answer is what the template writes after
 the generation prompt: the text up to message i with the prompt is a prefix of the text up to message i + 1. Where TRL
-knows a marked form of the template, both must agree on every row, white space aside; else the run refuses.
+knows a marked form of the template that gives the same text, both must agree on the row, white space and the text of
+generation prompts aside; else the run refuses. Each row says how it was told.
 """
 
-from dataclasses import dataclass
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 from jinja2 import TemplateError
@@ -23,6 +26,15 @@ from training.settings import TrainError
 
 IGNORED = -100  # label of a token that is not learnt
 
+# How the learnt tokens of a row were told.
+MARKS = "the template's own marks"
+AGREED = "prefix matching, which agrees with TRL's marked form of the template"
+PREFIX = "prefix matching alone"
+KNOWN = "TRL's marks on the template's own text"
+CHANGED = "TRL's marked form of the template, whose text is not the template's own"
+
+_DAY = datetime.datetime(2024, 7, 26)  # what templates that tell the model of today are told, so that it is always one
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -31,6 +43,7 @@ class Encoded:
     id: str
     tokens: list[int]
     learnt: list[bool]
+    told: str = MARKS  # how
     cut: int = 0  # messages left out at the beginning
 
     @property
@@ -71,6 +84,7 @@ class Template:
                 return Encoded(row_id, *_by_marks(self.tokenizer, said, None))
             found = by_prefix(self.tokenizer, said)
             marked = _by_marks(self.tokenizer, said, self.known) if self.known else None
+            same = bool(marked) and marked[0] == (found.tokens if found else _tokens(self.tokenizer, said))
         except (TemplateError, ValueError) as error:  # ValueError: tool calls that are no JSON
             raise TrainError(f"row {row_id} cannot be put into the chat template ({error}); drop the row") from error
         if found is None and marked is None:
@@ -78,12 +92,16 @@ class Template:
                 f"the chat template of {self.name} does not mark what the assistant says in row {row_id}, and writes "
                 "earlier turns otherwise once they are answered; put {% generation %} … {% endgeneration %} around it"
             )
-        if found and marked and found[0] == marked[0]:
-            self._agree(row_id, *found, marked[1])
-        return Encoded(row_id, *(found or marked))
+        if found is None:
+            return Encoded(row_id, *marked, KNOWN if same else CHANGED)
+        if same:
+            self._agree(row_id, found, marked[1])
+        return Encoded(row_id, found.tokens, found.learnt, AGREED if same else PREFIX)
 
-    def _agree(self, row_id: str, tokens: list[int], ours: list[bool], theirs: list[bool]) -> None:
-        apart = [t for t, a, b in zip(tokens, ours, theirs, strict=True) if a != b]
+    def _agree(self, row_id: str, ours: "ByPrefix", theirs: list[bool]) -> None:
+        """A generation prompt is given when the model is asked, whether or not TRL has it learnt too."""
+        both = zip(ours.tokens, ours.learnt, ours.asked, theirs, strict=True)
+        apart = [t for t, a, asked, b in both if a != b and not asked]
         if self.tokenizer.decode(apart).strip():
             raise TrainError(
                 f"row {row_id}: what is learnt by prefix and by {{% generation %}} marks differs in "
@@ -102,6 +120,12 @@ def load_tokenizer(base: str | Path) -> Any:
             "belong together; take the tokenizer that came with the model, or resize the model's embeddings"
         )
     return tokenizer
+
+
+def longest(base: str | Path, max_length: int) -> int:
+    """Most tokens of a row: `max_length`, or the model's context if that is less."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
 def encode_rows(
@@ -140,29 +164,51 @@ def encode_rows(
     return Rows(encoded, left_out)
 
 
-def by_prefix(tokenizer: Any, said: list[dict[str, Any]]) -> tuple[list[int], list[bool]] | None:
-    """Tokens and what is learnt, told by prefixes alone; None where the template is not written from left to right."""
+class ByPrefix(NamedTuple):
+    tokens: list[int]
+    learnt: list[bool]
+    asked: list[bool]  # of a generation prompt
+
+
+def by_prefix(tokenizer: Any, said: list[dict[str, Any]]) -> ByPrefix | None:
+    """Told by prefixes alone; None where the template is not written from left to right."""
 
     def text(n: int, ask: bool) -> str:
-        return tokenizer.apply_chat_template(said[:n], tokenize=False, add_generation_prompt=ask)
+        return _filled(tokenizer, said[:n], tokenize=False, add_generation_prompt=ask)
 
-    whole, spans = text(len(said), False), []
+    whole, spans, prompts = text(len(said), False), [], []
     for i, message in enumerate(said):
         if message["role"] == "assistant":
             before, upto = text(i, True), text(i + 1, False)
             if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
                 return None
             spans.append((len(before), len(upto.rstrip())))  # what stands after the end token is not for the model
+            prompts.append((alike(before, text(i, False)), len(before)))
     found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    learnt = [any(a <= start < b and end > start for a, b in spans) for start, end in found["offset_mapping"]]
-    return found["input_ids"], learnt
+    offsets = found["offset_mapping"]
+    return ByPrefix(found["input_ids"], _inside(spans, offsets), _inside(prompts, offsets))
+
+
+def alike(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How long both begin alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _inside(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[bool]:
+    return [any(a <= start < b and end > start for a, b in spans) for start, end in offsets]
 
 
 def _by_marks(tokenizer: Any, said: list[dict[str, Any]], template: str | None) -> tuple[list[int], list[bool]]:
-    found = tokenizer.apply_chat_template(
-        said, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
-    )
+    found = _filled(tokenizer, said, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
     return found["input_ids"], [bool(m) for m in found["assistant_masks"]]
+
+
+def _tokens(tokenizer: Any, said: list[dict[str, Any]]) -> list[int]:
+    return _filled(tokenizer, said, return_dict=True)["input_ids"]
+
+
+def _filled(tokenizer: Any, said: list[dict[str, Any]], **how: Any) -> Any:
+    return tokenizer.apply_chat_template(said, strftime_now=_DAY.strftime, **how)
 
 
 def _learns_no_end(tokenizer: Any) -> bool:
@@ -172,7 +218,7 @@ def _learns_no_end(tokenizer: Any) -> bool:
         found = by_prefix(tokenizer, talk)
     except (TemplateError, ValueError):
         return False
-    last = [t for t, said in zip(*found, strict=True) if said][-1:] if found else []
+    last = [t for t, said in zip(found.tokens, found.learnt, strict=True) if said][-1:] if found else []
     return bool(last) and last[0] not in tokenizer.get_added_vocab().values()
 
 
@@ -190,7 +236,7 @@ def _shortened(template: Template, row_id: str, messages: list[Any], max_length:
         if messages[start]["role"] == "user":
             found = template.encode(row_id, messages[:kept] + messages[start:])
             if len(found.tokens) <= max_length and any(found.learnt):
-                return Encoded(row_id, found.tokens, found.learnt, cut=start - kept)
+                return replace(found, cut=start - kept)
     return None
 
 

@@ -27,7 +27,7 @@ def load_model(base: str | Path, config: TrainConfig, adapter: Path | None = Non
     if config.packing and on_gpu:  # kernels that keep packed rows apart without a mask of tokens by tokens
         how["attn_implementation"] = "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
     if config.method == "qlora":
-        how |= {"quantization_config": _four_bits(dtype), "device_map": {"": here}}
+        how |= {"quantization_config": four_bits(dtype), "device_map": {"": here}}
     model = AutoModelForCausalLM.from_pretrained(base, **how)
     if config.method == "qlora":
         model = _quantised(model, checkpointing(config))
@@ -76,7 +76,8 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation; raises TrainError where bitsandbytes is missing."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

@@ -17,26 +17,55 @@ class TrainError(Exception):
     """The rows or the model cannot be trained on as they are; the message names them and the remedy."""
 
 
-class TrainConfig(BaseModel):
+# How a run is carried out decides its speed and memory, and at most the last digits of what comes of it.
+EXECUTION = ("rows_at_once", "gradient_checkpointing", "processes")
+
+
+class Run(BaseModel):
+    """What both kinds of training are told alike."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    method: Method = "lora"
-    """lora; qlora: the base in 4 bits (NF4, double quantisation); full: every weight, gives a model of its own."""
-
-    optimizer_steps: int = Field(150, ge=1)
-    """Optimiser steps, whatever the number of rows: the budget that runs are compared at."""
-
     batch_size: int = Field(16, ge=1)
-    """Rows in each optimiser step."""
+    """Rows, or pairs, in each optimiser step."""
 
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows that go through the model together, a divisor of the batch; less is slower and takes less memory."""
+    """Of them, how many go through the model together, a divisor of the batch; less is slower and takes less memory."""
+
+    processes: int = Field(1, ge=1)
+    """Processes, one for each GPU of this machine."""
 
     rank: int = Field(16, ge=1, le=1024)
     """Rank of the LoRA matrices."""
 
     alpha: int = Field(32, ge=1)
     """LoRA scale; the update is multiplied by alpha / rank, with --rslora by alpha / sqrt(rank)."""
+
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """Highest learning rate; by the size and kind of the model if not given (docs/training.md)."""
+
+    max_length: int = Field(512, ge=8)
+    """Most tokens of a row, or of a prompt with either answer; the model's context if that is less."""
+
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again in the backward pass: a third slower, far less memory. auto: on a GPU."""
+
+    seed: int = Field(0, ge=0)
+    """Decides the first weights of a fresh adapter and the order of the rows."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.rows_at_once and self.batch_size % self.rows_at_once:
+            raise ValueError(f"rows_at_once {self.rows_at_once} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class TrainConfig(Run):
+    method: Method = "lora"
+    """lora; qlora: the base in 4 bits (NF4, double quantisation); full: every weight, gives a model of its own."""
+
+    optimizer_steps: int = Field(150, ge=1)
+    """Optimiser steps, whatever the number of rows: the budget that runs are compared at."""
 
     targets: str = "all-linear"
     """Layers that get LoRA matrices: all linear ones but the head, or names with commas, such as q_proj,v_proj."""
@@ -50,15 +79,8 @@ class TrainConfig(BaseModel):
     dora: bool = False
     """Learn magnitude and direction apart (DoRA: Liu et al., 2024); slower, helps at low ranks."""
 
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    """Highest learning rate; by the size of the model if not given: 2e-3 the embedded one, 2e-4, 1e-4 over 13 billion;
-    a tenth for a full run."""
-
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls, after a warm-up over the first 5 % of the steps."""
-
-    max_length: int = Field(512, ge=8)
-    """Most tokens of a row; the model's context if that is less."""
 
     too_long: Literal["drop", "truncate", "refuse"] = "drop"
     """A row over max_length: leave it out; truncate: leave out its earliest turns until the rest fits; or refuse to
@@ -67,16 +89,8 @@ class TrainConfig(BaseModel):
     packing: bool = False
     """Put the rows of a step into few sequences of max_length, kept apart; turns itself off where the model cannot."""
 
-    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Compute activations again in the backward pass: a third slower, far less memory. auto: on a GPU."""
-
-    seed: int = Field(0, ge=0)
-    """Decides the first adapter weights and the order of the rows."""
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.rows_at_once and self.batch_size % self.rows_at_once:
-            raise ValueError(f"rows_at_once {self.rows_at_once} does not divide batch_size {self.batch_size}")
         if self.method == "full" and (self.dora or self.rslora):
             raise ValueError("dora and rslora are about adapters, and a full run has none")
         return self
@@ -94,35 +108,18 @@ class TrainConfig(BaseModel):
 DPO = 1 / 40
 
 
-class PreferConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class PreferConfig(Run):
+    method: Literal["lora", "qlora"] = "lora"
+    """lora; qlora: the base in 4 bits (NF4, double quantisation)."""
 
     optimizer_steps: int = Field(50, ge=1)
     """Optimiser steps."""
 
-    batch_size: int = Field(16, ge=1)
-    """Pairs in each optimiser step."""
-
     beta: float = Field(0.1, gt=0)
     """How strongly the tuned model is held to the one it starts from (the paper's; Zephyr's best was 0.01)."""
 
-    rank: int = Field(16, ge=1, le=1024)
-    """Rank of a fresh adapter, where none is given to start from."""
-
-    alpha: int = Field(32, ge=1)
-    """Scale of a fresh adapter."""
-
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    """Highest learning rate; a fortieth of LoRA's for the size of the model if not given."""
-
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """How the learning rate falls, after a warm-up over the first 10 % of the steps."""
-
-    max_length: int = Field(512, ge=8)
-    """Most tokens of a prompt with either answer; a longer pair is refused by name."""
-
-    seed: int = Field(0, ge=0)
-    """Decides the order of the pairs, and a fresh adapter's first weights."""
 
     def for_model(self, parameters: float) -> "PreferConfig":
         """The same settings with what is left to the size of the model filled in."""
@@ -132,5 +129,6 @@ class PreferConfig(BaseModel):
         return self.model_copy(update={"learning_rate": float(f"{rate * DPO:.6g}")})
 
     def as_training(self) -> TrainConfig:
-        """What the two kinds of training have in common."""
-        return TrainConfig(rank=self.rank, alpha=self.alpha, seed=self.seed, max_length=self.max_length)
+        """The model as it is loaded: a fresh adapter has the defaults of supervised training."""
+        shared = {name: getattr(self, name) for name in Run.model_fields}
+        return TrainConfig(method=self.method, **shared)

@@ -1,7 +1,7 @@
 """What a run learns about each of its rows on the way, from the losses that it computes anyway."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -33,10 +33,10 @@ class Watch:
 
     rows: list[Encoded]
     left_out: dict[str, str]
-    seen: dict[int, list[float]] = field(default_factory=dict)  # row: times, first loss, last loss, first error
+    seen: dict[int, "_Seen"] = field(default_factory=dict)
 
-    def batch(self, rows: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> None:
-        """Take in a batch, all of shape (sequences, places); raises TrainError naming the rows where a loss is none."""
+    def batch(self, step: int, rows: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> None:
+        """Take in a batch of a step, all of shape (sequences, places); TrainError names rows whose loss is none."""
         here = labels != IGNORED
         which, found = rows[here].cpu(), losses[here].detach().double().cpu()
         numbers, place = which.unique(return_inverse=True)
@@ -50,26 +50,32 @@ class Watch:
                 f"{' …' if len(names) > 5 else ''}; lower the learning rate, or look at these rows with --preview"
             )
         for i, n, new, wrong in zip(*(t.tolist() for t in (numbers, count, loss, error)), strict=True):
-            times, first, _, first_error = self.seen.get(i, (0, new, new, wrong))
             again = round(n / sum(self.rows[i].learnt[1:]))  # a row may stand in a batch twice
-            self.seen[i] = [times + again, first, new, first_error]
+            now = _Seen(again, step, new, wrong, step, new)
+            self.seen[i] = self.seen[i].and_other(now) if i in self.seen else now
 
     def state(self) -> dict[str, Any]:
-        return {str(i): found for i, found in self.seen.items()}
+        """What all processes saw together; each of them calls this at once."""
+        return {str(i): list(found) for i, found in self._gathered().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.seen = {int(i): found for i, found in state.items()}
+        """In one of the processes: what all of them saw."""
+        self.seen = {int(i): _Seen(*found) for i, found in state.items()}
 
     def gather(self) -> None:
-        """Bring together what each process saw of the rows; of a row seen by two, the first one's losses stay."""
+        self.seen = self._gathered()
+
+    def _gathered(self) -> dict[int, "_Seen"]:
+        """Of a row that several saw, the earliest step's first loss and the latest one's last."""
+        if not torch.distributed.is_initialized():
+            return self.seen
         told: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(told, self.seen)
-        together: dict[int, list[float]] = {}
+        together: dict[int, _Seen] = {}
         for one in told:
             for i, found in one.items():
-                known = together.get(i)
-                together[i] = [known[0] + found[0], *known[1:]] if known else found
-        self.seen = together
+                together[i] = together[i].and_other(found) if i in together else found
+        return together
 
     def table(self) -> pl.DataFrame:
         """Every row that was given, in order, those left out at the end."""
@@ -82,5 +88,26 @@ class Watch:
     def _seen(self, row: int) -> tuple[int, float | None, float | None, float | None]:
         if row not in self.seen:
             return 0, None, None, None
-        times, first, last, error = self.seen[row]
-        return int(times), first, last, error
+        found = self.seen[row]
+        return found.times, found.first_loss, found.last_loss, found.first_error
+
+
+class _Seen(NamedTuple):
+    """What was seen of a row, and at which steps."""
+
+    times: int
+    first_step: int
+    first_loss: float
+    first_error: float
+    last_step: int
+    last_loss: float
+
+    def and_other(self, other: "_Seen") -> "_Seen":
+        """Both together, whichever came first: the steps tell."""
+        first = other if other.first_step < self.first_step else self
+        last = other if other.last_step >= self.last_step else self
+        return _Seen(
+            self.times + other.times,
+            *(first.first_step, first.first_loss, first.first_error),
+            *(last.last_step, last.last_loss),
+        )

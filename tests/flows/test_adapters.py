@@ -11,7 +11,8 @@ from flows.training import train_adapter
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
-from training.settings import TrainConfig
+from training.save import merge
+from training.settings import TrainConfig, TrainError
 
 SHORT = {"optimizer_steps": 4, "batch_size": 4, "rank": 4, "learning_rate": 1e-2}
 IDS = torch.tensor([[0, 2, 40, 4, 3, 41]])
@@ -67,8 +68,10 @@ def test_an_adapter_of_another_base_is_not_merged_and_nothing_is_left(store, tin
         LlamaConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, vocab_size=262, intermediate_size=32)
     ).save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "other")
-    with pytest.raises(StoreError, match="is no adapter of"):
+    with pytest.raises(StoreError, match="was trained on another model"):
         merged(store, store.resolve("lora"), str(tmp_path / "other"), tmp_path / "out")
+    with pytest.raises(TrainError, match="is no adapter of"):
+        merge(tmp_path / "other", store.files(store.resolve("lora")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -80,6 +83,19 @@ def test_the_serve_command_makes_room_for_the_rank_and_leaves_the_head_alone(sto
     assert "--enable-lora" not in serve_command(store, store.resolve("full"), str(tiny_model), "full", 8000)
     with pytest.raises(StoreError, match="DoRA adapter, which vLLM does not serve"):
         serve_command(store, store.resolve("dora"), str(tiny_model), "dora", 8000)
+
+
+def test_an_adapter_is_not_used_with_another_base_of_the_same_shape(store, other_model, tmp_path):
+    lora, other = store.resolve("lora"), str(other_model)
+    for use in (
+        lambda: merged(store, lora, other, tmp_path / "out"),
+        lambda: exported(store, lora, other, tmp_path / "out"),
+        lambda: serve_command(store, lora, other, "lora", 8000),
+    ):
+        with pytest.raises(StoreError, match=rf"{lora} was trained on another model than .*; name that one with --mod"):
+            use()
+    assert not (tmp_path / "out").exists()
+    assert str(store.files(store.resolve("full"))) in serve_command(store, store.resolve("full"), other, "full", 8000)
 
 
 def test_what_was_not_trained_is_neither_merged_nor_served(store, tiny_model, tmp_path):

@@ -1,27 +1,79 @@
-import multiprocessing
-import time
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from flows.handoff import engine_processes, gpu_memory, handed_off
+from flows.handoff import handed_off, living, used_memory
 from storage.store import StoreError
+from synthesis.vllm_process import process_groups
+
+GIB = 1 << 30
 
 
-def test_a_training_waits_until_the_engines_processes_have_ended():
-    before = len(engine_processes())
-    engine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
-    engine.start()
+@pytest.fixture
+def group():
+    """A process group of two, whose first has died: the other one has another parent now."""
+    first = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!; exec sleep 61"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    second = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    yield first.pid, second
+    if psutil.pid_exists(second):
+        os.kill(second, signal.SIGKILL)
+
+
+def cards(*used):
+    """NVML as it would tell of one card, asked again and again; the last answer stays."""
+    told = list(used)
+    return SimpleNamespace(
+        nvmlDeviceGetHandleByIndex=int,
+        nvmlDeviceGetHandleByUUID=str,
+        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=told.pop(0) if len(told) > 1 else told[0]),
+    )
+
+
+def test_a_training_waits_for_what_an_engine_started_even_if_its_parent_died(group):
+    number, second = group
+    assert [p.pid for p in living({number})] == [second]
+    assert second not in [p.pid for p in psutil.Process().children(recursive=True)]
+    with pytest.raises(StoreError, match=rf"1 engine processes have not ended after 0 s: {second} \(sleep 60\)"):
+        handed_off(patience=0.2, groups={number})
+    os.kill(second, signal.SIGKILL)
+    assert handed_off(patience=20, groups={number}).processes == 0
+
+
+def test_a_process_that_only_has_the_name_of_an_engine_is_none():
+    named = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "/data/vllm/spawn_main"])
     try:
-        assert len(engine_processes()) == before + 1
-        with pytest.raises(StoreError, match=rf"engine processes have not ended after 0 s: .*{engine.pid}"):
-            handed_off(patience=0.2)
+        assert handed_off(patience=0.2).processes == 0
     finally:
-        engine.kill()
-        engine.join()
-    assert handed_off(patience=5).processes == 0 and len(engine_processes()) == before
+        named.kill()
+        named.wait()
 
 
-def test_memory_is_unknown_where_no_gpu_is_seen_and_a_number_where_one_is():
-    import torch
+def test_an_engine_that_starts_a_process_tells_its_group():
+    from synthesis.vllm_process import VllmProcess
 
-    assert (gpu_memory() is None) or torch.cuda.is_available()
+    before = process_groups()
+    with pytest.raises((AttributeError, pickle.PicklingError)):  # the process is there, and cannot be told its settings
+        VllmProcess({"model": lambda: "none"}).start()
+    [number] = process_groups() - before
+    assert living({number}) == []
+
+
+def test_a_training_waits_until_the_cards_memory_is_what_it_was_before_the_engine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert used_memory(cards(7 * GIB)) == {"1": 7 * GIB}
+    before = {"1": 2 * GIB}
+    found = handed_off(patience=20, groups=set(), before=before, nvml=cards(70 * GIB, 40 * GIB, 2 * GIB + 100))
+    assert found.gpu_bytes == 100
+    with pytest.raises(StoreError, match=r"GPU 1 has 68\.0 GiB more in use than before the engine started"):
+        handed_off(patience=0.2, groups=set(), before=before, nvml=cards(70 * GIB))
+    assert handed_off(patience=0.2, groups=set(), before={}, nvml=cards(70 * GIB)).gpu_bytes is None

@@ -1,10 +1,11 @@
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from flows.engines import EngineSpec
-from flows.harness import command, harness
+from flows.harness import command, harness, metrics
 from flows.training import train_adapter
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError
@@ -38,6 +39,25 @@ def test_the_harness_is_asked_for_the_adapter_beside_its_base(trained, tiny_mode
     said = command(store, made, str(tiny_model), "gsm8k", 5, tmp_path)
     assert f"pretrained={tiny_model},peft={store.files(made)}" in said
     assert said[-4:] == ["--limit", "5", "--include_path", str(tmp_path)]
+
+
+def test_a_metric_keeps_its_filter_and_every_number_its_own_name():
+    found = metrics(json.loads((Path(__file__).parent / "data" / "lm_eval_results.json").read_text()))
+    assert found["gsm8k"] == {
+        "exact_match,strict-match": 0.31,
+        "exact_match_stderr,strict-match": 0.046,
+        "exact_match,flexible-extract": 0.44,
+        "exact_match_stderr,flexible-extract": 0.049,
+    }
+    assert found["arc_easy"] == {"acc": 0.62, "acc_stderr": 0.0488, "acc_norm": 0.58, "acc_norm_stderr": 0.0496}
+
+
+def test_the_harness_is_not_asked_for_an_adapter_beside_another_base(trained, other_model):
+    store, made = trained
+    with pytest.raises(StoreError, match="was trained on another model than"):
+        command(store, made, str(other_model), "gsm8k", 5, None)
+    with pytest.raises(StoreError, match="name what `thresher train` made"):
+        command(store, "pool", str(other_model), "gsm8k", 5, None)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed here")

@@ -1,13 +1,12 @@
-import polars as pl
 import pytest
 
 from flows.engines import EngineSpec
-from flows.preference import pairs_of, prefer_adapter
+from flows.preference import pairs_of, prefer_adapter, summary
 from flows.training import train_adapter
-from storage.schema import ROW
+from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
-from training.settings import PreferConfig, TrainConfig, TrainError
+from training.settings import PreferConfig, TrainConfig
 
 SETTINGS = PreferConfig(optimizer_steps=8, batch_size=4, learning_rate=3e-3)
 
@@ -46,6 +45,10 @@ def test_learning_from_pairs_starts_from_the_adapter_and_prefers_the_corrections
     assert sorted(store.manifest(made).files) == ["adapter_config.json", "adapter_model.safetensors"]
     assert prefer_adapter(store, pairs_of(store, "pool"), base, SETTINGS) == made
     assert store.manifest(made).files != store.manifest(tuned).files
+    facts = store.run_facts(made)
+    assert facts["tokens"] > facts["learnable_tokens"] > 0 and facts["processes"] == 1
+    told = summary(facts, store.manifest(made).counts)
+    assert "100% of the pairs ranked right" in told[0] and "3 pairs, 8 steps" in told[0] and "tokens/s" in told[1]
     assert not list((store.root / "checkpoints").iterdir())
 
 
@@ -56,10 +59,9 @@ def test_a_dataset_without_a_pair_is_refused(store, tiny_model):
         prefer_adapter(store, pairs_of(store, "plain"), EngineSpec(model=str(tiny_model)), SETTINGS)
 
 
-def test_a_pair_that_is_too_long_is_refused_by_name(tiny_model, tmp_path):
-    from training.dpo import prefer
-
-    said = rows(("x" * 99, "a"), ("x" * 99, "b"))["messages"]
-    pair = pl.DataFrame({"id": ["r0"], "chosen": said[:1], "rejected": said[1:]})
-    with pytest.raises(TrainError, match=r"pair r0: its chosen answer cannot be learnt \(105 tokens, over 64"):
-        prefer(tiny_model, None, pair, tmp_path, PreferConfig(max_length=64))
+def test_a_correction_of_a_tool_call_alone_is_a_pair(store):
+    said = [[message("user", "rain?"), message("assistant", "", calls)] for calls in ('[{"a": 1}]', '[{"a": 2}]')]
+    pool = rows(("", ""), ("", ""), messages=said, parent_id=[None, "r0"], drop_reason=["t: wrong", None])
+    part = store.put_part("calls", pool, ROW)
+    store.seal(Manifest("calls", "rows", "test", 1, {}, {}, {}, ((part,),)))
+    assert store.read(pairs_of(store, "calls")).height == 1

@@ -4,16 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import steps  # noqa: F401  registers every step
 from flows.engines import EngineError, EngineSpec, identity, leases, release
 from flows.tasks import train_one
-from flows.training import sized, summary, train_adapter
+from flows.trained import Job, planned, read, sized
+from flows.training import VERSION, summary, train_adapter
 from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
-from training.settings import TrainConfig
+from training.settings import PreferConfig, TrainConfig, TrainError
 
 CONFIG = TrainConfig(optimizer_steps=3, batch_size=2, rank=2, alpha=4)
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +82,7 @@ def test_training_frees_the_loaded_models_and_its_adapter_can_be_asked_at_once(s
 
 def test_rows_that_cannot_be_learnt_are_an_error_a_person_can_read(store, tiny_model):
     put(store, "silent", rows(("", ""), messages=[[message("user", "q")]]))
-    with pytest.raises(StoreError, match="row r0 has no learnable token"):
+    with pytest.raises(TrainError, match="row r0 has no learnable token"):
         train_adapter(store, "silent", EngineSpec(model=str(tiny_model)), CONFIG)
 
 
@@ -143,6 +145,40 @@ def test_each_row_of_a_training_is_told_of_and_the_run_says_what_it_took(store, 
 
 
 @pytest.mark.real
+def test_two_processes_end_with_the_one_that_started_them_and_go_on_to_the_same_bytes(store, tiny_model, tmp_path):
+    pool = rows(*[(f"say {i}" + "." * i, "yes" if i % 2 else "no") for i in range(8)])
+    config = CONFIG.model_copy(
+        update={"optimizer_steps": 60, "batch_size": 4, "processes": 2, "learning_rate": 1e-3, "dropout": 0.1}
+    )
+    put(store, "pairs", pool)
+    first = subprocess.Popen(
+        [
+            *(sys.executable, "-c", KILLED.replace('"pool"', '"pairs"')),
+            *(str(store.root), str(tiny_model), config.model_dump_json()),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    for line in first.stdout:
+        if line == b"20\n":
+            break
+    below = psutil.Process(first.pid).children(recursive=True)
+    assert sum("flows.launch" in " ".join(p.cmdline()) for p in below) >= 2
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    other = Store(tmp_path / "other")
+    put(other, "pairs", store.read("pairs"))
+    made = [train_adapter(place, "pairs", EngineSpec(model=str(tiny_model)), config) for place in (store, other)]
+    assert made[0] == made[1] and 15 <= store.run_facts(made[0])["resumed_at"] < 60
+    assert other.read(made[0]).equals(store.read(made[0]))
+    assert other.manifest(made[0]).files == store.manifest(made[0]).files
+    assert other.read_side(made[0], "rows").equals(store.read_side(made[0], "rows"))
+
+
+@pytest.mark.real
 def test_two_processes_learn_what_one_learns(store, tiny_model, tmp_path):
     pool = rows(*[(f"say {i}" + "." * i, "yes" if i % 2 else "no") for i in range(8)])
     config = TrainConfig(optimizer_steps=6, batch_size=4, rank=2, alpha=4, learning_rate=1e-2)
@@ -150,18 +186,33 @@ def test_two_processes_learn_what_one_learns(store, tiny_model, tmp_path):
     for processes in (1, 2):
         place, told = Store(tmp_path / str(processes)), []
         put(place, "pool", pool)
-        made = train_adapter(place, "pool", spec, config, lambda *at, told=told: told.append(at), processes=processes)
+        shared = config.model_copy(update={"processes": processes})
+        made = train_adapter(place, "pool", spec, shared, lambda *at, told=told: told.append(at))
         assert place.run_facts(made)["processes"] == processes and told == [(i, 6) for i in range(1, 7)]
         found.append((place.read(made)["loss"].to_list(), place.read_side(made, "rows")["times"].to_list()))
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
     assert found[1][1] == found[0][1]
-    with pytest.raises(StoreError, match="4 rows at once cannot be shared by 3 processes"):
-        train_adapter(store, "pool", spec, config, processes=3)
+    with pytest.raises(TrainError, match="4 rows at once cannot be shared by 3 processes"):
+        train_adapter(store, "pool", spec, config.model_copy(update={"processes": 3}))
 
 
 def test_the_size_of_the_model_decides_what_is_left_open(tiny_model):
-    assert sized(str(tiny_model), TrainConfig()).learning_rate == 2e-3
-    assert sized(str(tiny_model), TrainConfig(learning_rate=0.1)).learning_rate == 0.1
+    base = EngineSpec(model=str(tiny_model))
+    for kind, asked, found in (
+        ("train", TrainConfig(), 2e-3),
+        ("train", TrainConfig(learning_rate=0.1), 0.1),
+        ("prefer", PreferConfig(), 5e-5),
+    ):
+        assert sized(Job(kind, "pool", base, asked)).config.learning_rate == found
+
+
+def test_the_key_of_a_training_is_what_decides_its_result(store, tiny_model):
+    def key(**changes):
+        job = sized(Job("train", "pool", EngineSpec(model=str(tiny_model)), TrainConfig(batch_size=4, **changes)))
+        return planned(job, VERSION, read(store, job), {}).id
+
+    assert key() == key(rows_at_once=2) == key(gradient_checkpointing="on") == key(processes=2)
+    assert len({key(), key(rank=4), key(learning_rate=1e-3), key(packing=True)}) == 4
 
 
 def test_training_on_a_row_of_the_held_out_set_is_refused_by_name(store):

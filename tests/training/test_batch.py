@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.rows import rows
-from training.batch import Packed, Padded, keeps_apart, pack
+from training.batch import Packed, Padded, keeps_apart, pack, packed_into
 from training.encode import Template, encode_rows, load_tokenizer
 from training.loss import token_losses
 from training.sft import TrainConfig, train
@@ -29,6 +29,9 @@ def test_packed_and_unpacked_rows_have_the_same_loss(tiny_model, batch):
     padded, packed = by_row(model, Padded(5)(batch)), by_row(model, Packed(5, 120)(batch))
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=0)
     assert padded.min() > 1
+    fixed = Packed(5, 300, fixed=True)(batch)
+    assert fixed["input_ids"].shape[1] == 300
+    torch.testing.assert_close(by_row(model, fixed), padded, atol=1e-4, rtol=0)
 
 
 def test_rows_that_are_packed_without_their_positions_have_another_loss(tiny_model, batch):
@@ -56,14 +59,38 @@ def test_training_packed_is_the_same_training(tiny_model, tmp_path):
     assert last[1] == pytest.approx(last[0], abs=1e-3)
 
 
+def one_row_alone(model):
+    """Tells packed rows apart in a single sequence only, as transformers does for FlashAttention."""
+    told_apart = model.forward
+
+    def forward(position_ids, **rest):
+        asked, model.config._attn_implementation_internal = model.config._attn_implementation, "sdpa"
+        if len(position_ids) > 1:
+            position_ids = torch.arange(position_ids.shape[1]).expand_as(position_ids)
+        found = told_apart(position_ids=position_ids, **rest)
+        model.config._attn_implementation_internal = asked
+        return found
+
+    model.forward = forward
+    return model
+
+
 def test_a_model_that_mixes_packed_rows_is_found_out(tiny_model, batch):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert keeps_apart(model, [b["input_ids"] for b in batch])
-    seen_all = model.forward
-    model.forward = lambda position_ids, **rest: seen_all(
-        position_ids=torch.arange(position_ids.shape[1])[None], **rest
-    )
-    assert not keeps_apart(model, [b["input_ids"] for b in batch])
+    model, ids = AutoModelForCausalLM.from_pretrained(tiny_model), [b["input_ids"] for b in batch]
+    assert keeps_apart(model, 5, ids)
+    assert keeps_apart(model, 5, ids[:1])
+    assert not keeps_apart(one_row_alone(model), 5, ids)
+
+
+def test_for_flash_attention_the_rows_of_a_step_lie_in_one_sequence(tiny_model, batch):
+    model, ids = one_row_alone(AutoModelForCausalLM.from_pretrained(tiny_model)), [b["input_ids"] for b in batch]
+    assert packed_into(model, 120) == 120
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert keeps_apart(model, 5, ids)
+    packed = Packed(5, packed_into(model, 120))(batch)
+    assert packed["input_ids"].shape == (1, sum(map(len, ids)))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.testing.assert_close(by_row(plain, packed), by_row(plain, Padded(5)(batch)), atol=1e-4, rtol=0)
 
 
 def test_packing_turns_itself_off_where_rows_would_mix_and_says_so(tmp_path):

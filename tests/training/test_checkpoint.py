@@ -25,20 +25,36 @@ def kill_at(step):
     return progress
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_losses_and_the_same_bytes(tiny_model, tmp_path):
-    whole = train(tiny_model, POOL, tmp_path / "whole", CONFIG, name="tiny")
+@pytest.mark.parametrize("more", [{}, {"method": "qlora"}, {"method": "full"}], ids=["lora", "qlora", "full"])
+def test_a_run_that_was_killed_goes_on_to_the_same_losses_and_the_same_bytes(tiny_model, tmp_path, more):
+    config = CONFIG.model_copy(update=more)
+    whole = train(tiny_model, POOL, tmp_path / "whole", config, name="tiny")
     for step in (4, 8):
         with pytest.raises(Killed):
             how = {"progress": kill_at(step), "checkpoints": tmp_path / "c", "every": 0}
-            train(tiny_model, POOL, tmp_path / "part", CONFIG, **how)
+            train(tiny_model, POOL, tmp_path / "part", config, **how)
         assert latest(tmp_path / "c").name == f"checkpoint-{step - 1}"
         assert len([p for p in (tmp_path / "c").iterdir() if p.name.startswith("checkpoint")]) == 1
-    found = train(tiny_model, POOL, tmp_path / "part", CONFIG, name="tiny", checkpoints=tmp_path / "c", every=0)
+    found = train(tiny_model, POOL, tmp_path / "part", config, name="tiny", checkpoints=tmp_path / "c", every=0)
     assert found.resumed_at == 7
+    assert found.tokens == whole.tokens == whole.tokens_in_loop
+    assert 0.2 < found.tokens_in_loop / found.tokens < 0.4  # three steps of ten
     assert found.losses == whole.losses
     assert found.seen.equals(whole.seen)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "part" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_that_was_killed_goes_on_with_fewer_rows_at_once(tiny_model, tmp_path):
+    config = CONFIG.model_copy(update={"dropout": 0.0, "optimizer_steps": 6})
+    whole = train(tiny_model, POOL, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        how = {"progress": kill_at(4), "checkpoints": tmp_path / "c", "every": 0}
+        train(tiny_model, POOL, tmp_path / "part", config, **how)
+    less = config.model_copy(update={"rows_at_once": 2})
+    found = train(tiny_model, POOL, tmp_path / "part", less, checkpoints=tmp_path / "c")
+    assert found.resumed_at == 3 and found.losses == pytest.approx(whole.losses, abs=1e-4)
+    assert found.seen["times"].to_list() == whole.seen["times"].to_list()
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_one(tiny_model, tmp_path):

@@ -6,8 +6,8 @@ from transformers import AutoTokenizer
 
 from storage.schema import message
 from tests.rows import rows
-from tests.training.families import FAMILIES, MARKED, tokenizer
-from training.encode import Template, encode_rows, load_tokenizer
+from tests.training.families import FAMILIES, MARKED, of_template, shipped, tokenizer
+from training.encode import AGREED, CHANGED, KNOWN, MARKS, PREFIX, Template, encode_rows, load_tokenizer
 from training.settings import TrainError
 
 TALK = [("user", "What is\n2+2?"), ("assistant", "4, of course"), ("user", "sure?"), ("assistant", "Yes.")]
@@ -31,7 +31,51 @@ def test_prefix_matching_tells_what_the_marks_tell(family):
     bare, marked = Template(tokenizer(family)), Template(tokenizer(family, MARKED[family]))
     assert marked.marked and not bare.marked
     messages = [message(*m) for m in TALK]
-    assert bare.encode("r0", messages) == marked.encode("r0", messages)
+    found, told = bare.encode("r0", messages), marked.encode("r0", messages)
+    assert (found.tokens, found.learnt, found.told) == (told.tokens, told.learnt, PREFIX) and told.told == MARKS
+
+
+@pytest.mark.parametrize("said", [TALK[:2], TALK, [("system", "Be brief."), *TALK[:2]]], ids=["one", "two", "system"])
+@pytest.mark.parametrize("name", shipped())
+def test_every_template_that_trl_knows_is_learnt_as_it_is_shipped(name, said):
+    if name == "glm4moe":
+        pytest.skip("an answer ends with the next turn; refused, see below")
+    if name == "gemma" and said[0][0] == "system":
+        pytest.skip("Gemma 2 takes no system message")
+    template = Template(of_template(shipped()[name][0]), name)
+    found = template.encode("r0", [message(*m) for m in said])
+    words = template.tokenizer.decode([t for t, m in zip(found.tokens, found.learnt, strict=True) if m])
+    rest = template.tokenizer.decode([t for t, m in zip(found.tokens, found.learnt, strict=True) if not m])
+    for role, text in said:
+        assert (text in words) == (role == "assistant") and (text in rest) == (role != "assistant")
+    assert found.told in (AGREED, KNOWN, CHANGED, PREFIX)
+
+
+def test_a_template_whose_answers_end_with_the_next_turn_is_refused():
+    with pytest.raises(TrainError, match="glm4moe writes no end token after an answer"):
+        Template(of_template(shipped()["glm4moe"][0]), "glm4moe")
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("gptoss", TALK[:2], AGREED),  # the marks hold the generation prompt too
+        ("qwen3_5_think", TALK[:2], AGREED),
+        ("qwen3_6", TALK[:2], AGREED),
+        ("llama3", TALK, AGREED),
+        ("phi3", TALK, KNOWN),  # no prefix, as the text ends otherwise; the marks are on the very same text
+        ("qwen3", TALK, CHANGED),  # it has thoughts in earlier turns, which the shipped one leaves out
+    ],
+)
+def test_each_row_says_how_what_it_learns_was_told(name, said, told):
+    assert Template(of_template(shipped()[name][0])).encode("r0", [message(*m) for m in said]).told == told
+
+
+def test_a_template_that_tells_of_today_is_filled_in_alike_on_every_day():
+    today = "{{ strftime_now('%d %b %Y') }}" + FAMILIES["chatml"][0]
+    template = Template(tokenizer("chatml", today))
+    found = template.encode("r0", [message(*m) for m in TALK[:2]])
+    assert template.tokenizer.decode(found.tokens).startswith("26 Jul 2024")
 
 
 def test_the_known_marked_form_of_a_template_must_agree_on_every_row():

@@ -80,6 +80,14 @@ def test_a_model_with_a_sliding_window_reads_every_row_whole(tiny_model):
     assert not _full_attention(MistralConfig(num_hidden_layers=2, sliding_window=8))
 
 
+def test_a_model_that_carries_a_state_on_reads_every_row_whole():
+    from transformers import JambaConfig, Lfm2Config, MambaConfig
+
+    assert not _full_attention(MambaConfig(num_hidden_layers=2))
+    assert not _full_attention(JambaConfig(num_hidden_layers=8))
+    assert not _full_attention(Lfm2Config(num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2))
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(trained, tiny_model, tmp_path):
     torch.rand(7)  # what was drawn before must not matter
     again, other = tmp_path / "again", tmp_path / "other"

@@ -1,0 +1,46 @@
+import pytest
+
+from flows.engines import EngineSpec
+from flows.train_commands import prefer, show_preview
+from flows.training import train_adapter
+from storage.schema import ROW
+from storage.store import Manifest, Store, StoreError
+from tests.rows import rows
+from training.settings import TrainConfig
+
+SHORT = {"optimizer_steps": 2, "batch_size": 2, "rank": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two wrong rows and their corrections."""
+    store = Store(tmp_path)
+    pool = rows(
+        *[("Is 1 odd?", "no"), ("Is 2 odd?", "yes"), ("Is 1 odd?", "yes"), ("Is 2 odd?", "no")],
+        parent_id=[None, None, "r0", "r1"],
+        drop_reason=["t: wrong", "t: wrong", None, None],
+    )
+    part = store.put_part("pool", pool, ROW)
+    store.seal(Manifest("pool", "rows", "test", 1, {}, {}, {}, ((part,),)))
+    store.name("mine", "pool")
+    return store
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_preferring_starts_from_what_a_training_made_and_from_no_other_base(store, tiny_model, other_model, method):
+    config = TrainConfig(**SHORT, method=method)
+    store.name("student", train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), config))
+    how = {"store": store.root, "adapter": "student", **SHORT}
+    with pytest.raises(StoreError, match="was trained on another model than"):
+        prefer("mine", model=str(other_model), **how)
+    prefer("mine", model=str(tiny_model), **how)
+    made = store.manifest(store.resolve("mine.preferred"))
+    assert made.kind == "adapter" and made.counts == {"pairs": 2, "steps": 2}
+    with pytest.raises(StoreError, match="name what `thresher train` made"):
+        prefer("mine", model=str(tiny_model), **how | {"adapter": "mine"})
+
+
+def test_a_preview_counts_how_the_rows_were_told(store, tiny_model, capsys):
+    show_preview(store, "pool", str(tiny_model), TrainConfig())
+    said = capsys.readouterr().out
+    assert "2 rows told by the template's own marks" in said and "⟦yes" in said
