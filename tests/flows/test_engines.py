@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from curation.step import find_step
 from flows import (
+    cli,
     engines,
     spending,
     steps,  # noqa: F401  registers every step
@@ -161,6 +162,23 @@ def test_old_weights_are_fetched_where_there_are_no_others_and_none_for_a_tokeni
         (tmp_path / name).mkdir()
         folder = engines._from_hub.__wrapped__(name, weights)
         assert sorted(p.name for p in folder.iterdir()) == sorted(["config.json", "tokenizer.json", *wanted])
+
+
+class Stubborn:
+    closed = 0
+
+    def close(self):
+        Stubborn.closed += 1
+        raise EngineError("an adapter may still be loaded on the server")
+
+
+def test_a_command_frees_every_engine_when_it_ends_and_one_that_cannot_be_fails_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(engines, "_LOADED", {("openai", "a"): Stubborn(), ("openai", "b"): Stubborn()})
+    monkeypatch.setattr(sys, "argv", ["thresher", "datasets", "--store", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and Stubborn.closed == 2 and not engines._LOADED
+    assert "may still be loaded" in "".join(capfd.readouterr())
 
 
 def test_a_budget_is_the_runs_whatever_engine_pays(tmp_path):

@@ -1,5 +1,6 @@
 """What is vLLM's own: its process, and the questions that kill its engine where nothing is done about them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.synthesis.engines import NANO, copied, needs_vllm, vllm_engine
 from tests.synthesis.test_conformance import PROMPTS, answered, ask, texts
 
 pytestmark = needs_vllm
+SNIPS = NANO.parents[1] / "examples/snips/test.jsonl"
 
 
 def test_log_probabilities_of_a_prompt_do_not_kill_an_engine_with_adapters(vllm):
@@ -115,15 +117,19 @@ def test_more_adapters_than_places_are_played_after_a_new_start_and_the_bare_mod
 
 @pytest.mark.real
 def test_log_probabilities_in_bfloat16_are_near_the_local_engines(local, nano_adapters):
-    """Of texts that the model wrote itself within the bound; of an unlikely answer as far as was seen."""
+    """The model's own answers to requests of SNIPS are within the bound; an unlikely answer, as far off as was seen."""
     engine = vllm_engine(nano_adapters[:1], dtype="bfloat16")
-    views = [(engine, local), (engine.with_adapter(nano_adapters[0]), local.with_adapter(nano_adapters[0]))]
+    rows = [json.loads(line) for line in SNIPS.read_text().splitlines()[:60]]
+    requests = [ask("\n\n".join([r["instruction"], r["input"]])) for r in rows]
     unlikely = answered(PROMPTS, *["a song that I would like to hear, and then another"] * len(PROMPTS))
     far = []
     try:
-        for one, other in views:
-            drawn = [other.generate(PROMPTS[:60], max_tokens=40, temperature=t, seed=1) for t in (0.0, 1.0)]
-            own = [c for said in drawn for c in answered(PROMPTS[:60], *[a.text for [a] in said])]
+        for one, other in (
+            (engine, local),
+            (engine.with_adapter(nano_adapters[0]), local.with_adapter(nano_adapters[0])),
+        ):
+            drawn = [other.generate(requests, max_tokens=40, temperature=t, seed=1) for t in (0.0, 1.0)]
+            own = [c for said in drawn for c in answered(requests, *[a.text for [a] in said])]
             apart = apart_by(one, other, own)
             assert len(apart) > 300 and sum(apart) / len(apart) < 0.02 and max(apart) < 0.1
             apart = apart_by(one, other, unlikely)
