@@ -65,7 +65,7 @@ Took = tuple[float, float]  # seconds by the clock, and of processors: the secon
 
 def spent() -> float:
     """Processor seconds of this process and of vLLM's, if there is one."""
-    workers = [e._base.process.pid for (kind, _), e in engines._LOADED.items() if kind == "vllm"]
+    workers = [e._base.process.pid for (kind, *_), e in engines._LOADED.items() if kind == "vllm"]
     return time.process_time() + sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers if pid)
 
 
@@ -80,6 +80,9 @@ def through_thresher(place: Path, spec: EngineSpec, rows: int) -> Took:
     lease = leases({"student": spec}, store)
     with lease.open() as roles:  # the first questions are slower, and start it
         roles["student"].generate([[{"role": "user", "content": f"warm {i}"}] for i in range(64)], max_tokens=4)
+    for engine in (e for (kind, *_), e in engines._LOADED.items() if kind == "vllm"):
+        facts = engine._base.process.start().facts
+        print(f"vllm: at once {facts['sequences_at_once']} {facts['tokens_at_once']}", file=sys.stderr)
     began, before = time.monotonic(), spent()
     made = run_step(store, evaluate, config, pool, lease=lease)
     took = time.monotonic() - began, spent() - before
@@ -98,6 +101,8 @@ def against_bare(place: Path, rows: int, dtype: str) -> None:
         other.stdin.write(f"{count}\n")
         other.stdin.flush()
         while not (line := other.stdout.readline()).startswith("took "):
+            if line.startswith("at once"):
+                print(f"bare: {line.strip()} (sequences, tokens)", file=sys.stderr)
             if not line:
                 raise SystemExit("the bare process died")
         print(f"bare: {count} rows in {line.split()[1]} s", file=sys.stderr, flush=True)
@@ -156,6 +161,8 @@ def bare(path: str, dtype: str) -> None:
 
     like = {"enforce_eager": True, "max_num_batched_tokens": 8192, "enable_chunked_prefill": False}
     model = LLM(str(NANO), dtype=dtype, max_model_len=2048, **like)
+    scheduler = model.llm_engine.vllm_config.scheduler_config
+    print(f"at once {scheduler.max_num_seqs} {scheduler.max_num_batched_tokens}", flush=True)
     prompts = [{"prompt": p} for p in json.loads(Path(path).read_text())]
     for line in sys.stdin:
         began, before = time.monotonic(), time.process_time()

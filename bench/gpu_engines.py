@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from flows.engines import NANO
+from flows.engines import NANO, has_card
 from storage.schema import message
 from synthesis.vllm_engine import VllmEngine
 from training.settings import TrainConfig
@@ -59,9 +59,14 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
+        print(next(part for part in done.stdout.splitlines() if part.startswith("at once")), "by bare vLLM")
         line = next(part for part in done.stdout.splitlines() if part.startswith("bare "))
         speeds("bare LLM.generate", ids, int(line.split()[1]), float(line.split()[2]))
         engine.generate(rows[:8], max_tokens=8)  # to be there, and warm
+        facts = engine._base.process.start().facts
+        print(
+            f"at once {facts['sequences_at_once']} {facts['tokens_at_once']} by thresher's engine (sequences, tokens)"
+        )
         began = time.monotonic()
         answers = engine.generate(rows, max_tokens=WRITTEN)
         last = time.monotonic()
@@ -117,7 +122,9 @@ def bare(model: Path, dtype: str, prompts: Path) -> None:
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(model), dtype=dtype, max_model_len=1024, enforce_eager=not Path("/dev/nvidia0").exists())
+    engine = LLM(str(model), dtype=dtype, max_model_len=1024, enforce_eager=not has_card())
+    scheduler = engine.llm_engine.vllm_config.scheduler_config
+    print(f"\nat once {scheduler.max_num_seqs} {scheduler.max_num_batched_tokens}", flush=True)
     asked = [{"prompt_token_ids": ids} for ids in json.loads(prompts.read_text())]
     engine.generate(asked[:8], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
     began = time.monotonic()

@@ -19,7 +19,7 @@ from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOpt
 from flows.compare_config import ablation, load_comparison
 from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
-from flows.engines import EngineError
+from flows.engines import EngineError, release
 from flows.evaluate_command import evaluation
 from flows.in_out import in_out
 from flows.mining_commands import mining
@@ -242,6 +242,16 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             say("stopped; the same command goes on from here")
         raise
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Free the models while all can still be said; what was made stays made."""
+    try:
+        release()
+    except EngineError as why:
+        say(f"[yellow]note:[/yellow] {escape(str(why))}")
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

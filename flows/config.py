@@ -246,6 +246,8 @@ def explain(wrong: ValidationError, model: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(model.model_fields)}"
         return f"unknown key {where!r}{hint}"
+    if first["type"] == "secret":  # what was given may be one, and is shown nobody
+        return f"{where!r}: {first['msg']}"
     return f"{where!r}: {first['msg'][0].lower()}{first['msg'][1:]}, not {str(first.get('input'))[:60]!r}"
 
 

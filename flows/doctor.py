@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from flows.engines import EngineError, model_folder
+from synthesis.http import headers, key_in
 
 PACKAGES = (
     "polars",
@@ -109,10 +110,8 @@ def _server(url: str | None, key: str) -> Check:
     """Which models a server has; the key comes from the environment and is not shown."""
     if url is None:
         return Check("engine openai", None, "works with any server: `thresher doctor --server URL` asks one")
-    secret = os.environ.get(key)
     try:
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        answer = httpx.get(f"{url.rstrip('/')}/models", headers=headers, timeout=20)
+        answer = httpx.get(f"{url.rstrip('/')}/models", headers=headers(key_in(key)), timeout=20)
         if answer.status_code in (401, 403):
             return Check("engine openai", False, f"{url} refuses the key: set ${key}, or name another with --key")
         models = [m["id"] for m in answer.raise_for_status().json()["data"]]

@@ -1,12 +1,30 @@
 """Where a model runs, as a config or a command says it: `engine: vllm`, or `engine: {kind: openai, url: …}`."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _address(said: Any) -> Any:
+    if isinstance(said, str) and re.search(r"[@?#]", said):
+        raise PydanticCustomError(
+            "secret", "an address holds no user, password or query here; the key comes from the environment"
+        )
+    return said
+
+
+def _variable(said: Any) -> Any:
+    if isinstance(said, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", said):
+        raise PydanticCustomError(
+            "secret", "this is the name of an environment variable, such as OPENAI_API_KEY, and not the key itself"
+        )
+    return said
 
 
 class Local(_Strict):
@@ -41,10 +59,10 @@ class OpenAI(_Strict):
     kind: Literal["openai"] = "openai"
     """Any server that speaks OpenAI's protocol, vLLM's among them."""
 
-    url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://")
+    url: Annotated[str, BeforeValidator(_address)] = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://")
     """Where the server is, up to and with /v1."""
 
-    key: str = "OPENAI_API_KEY"
+    key: Annotated[str, BeforeValidator(_variable)] = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never written anywhere."""
 
     tokenizer: str | None = None
@@ -70,7 +88,20 @@ class OpenAI(_Strict):
     """Price of a million tokens written."""
 
     budget: float | None = Field(None, gt=0)
-    """The run stops, to be gone on with later, when it has spent this much."""
+    """The run stops, to be gone on with later, when it has spent this much on this model; what earlier commands of the
+    run spent counts."""
+
+    reasoning_tokens: int | None = Field(None, ge=0)
+    """For models that think before they answer, such as OpenAI's gpt-5: tokens that they have for it, beyond those of
+    the answer. They are asked without a temperature, and say no log-probabilities."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "OpenAI":
+        if self.budget is not None and not (self.price_in or self.price_out):
+            raise ValueError("a budget needs prices: say what a million tokens cost with price_in and price_out")
+        if self.reasoning_tokens is not None and self.tokenizer:
+            raise ValueError("reasoning_tokens is for a server that writes the prompt itself; leave out tokenizer")
+        return self
 
 
 def _named(said: Any) -> Any:

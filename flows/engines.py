@@ -5,8 +5,9 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from flows.engine_settings import Local, OpenAI, Vllm
 from flows.handoff import before_engine
 from flows.responses import Progress, Remembered, RememberedClasses
 from flows.run import Lease
+from storage.responses import Responses
 from storage.store import Store
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest, packaged_folder
 
@@ -36,15 +38,19 @@ __all__ = [
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
 _VERSIONS = {
     "local": 3,
-    "vllm": 1,
+    "vllm": 2,
     "openai": 1,
     "sentence-transformers": 1,
     "classifier": 1,
 }  # raised when an engine's code comes to answer differently
 PACKAGED = "all-MiniLM-L6-v2"
 _OF_LANGUAGE = ("local", "vllm", "openai")
+_SMALL = ("sentence-transformers", "classifier")
+_ON_CARD = ("vllm", "local", *_SMALL)
 _BATCH = {"local": 256}  # prompts that are asked together; the others take all, and tell each answer as it comes
-_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.model", "*.txt", "*.jinja"]
+_READS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what a tokenizer needs
+_WEIGHTS = ["*.safetensors"]
+_OLD_WEIGHTS = ["pytorch_model*.bin"]  # where there are no others
 
 
 class EngineSpec(BaseModel):
@@ -75,8 +81,8 @@ class EngineSpec(BaseModel):
         return said | {"settings": defaults[said["kind"]]()} if said.get("kind") in defaults else said
 
 
-def model_folder(name: str) -> Path:
-    """Where the model's files are; what is not here yet is fetched from the hub."""
+def model_folder(name: str, weights: bool = True) -> Path:
+    """Where the model's files are; what is not here yet is fetched from the hub, its weights where they are needed."""
     if name == "nano":
         if not (NANO / "config.json").exists():
             raise EngineError(f"the embedded model is not in {NANO}; install Thresher from a full checkout")
@@ -88,16 +94,14 @@ def model_folder(name: str) -> Path:
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise EngineError(f"there is no model folder {name}; give a folder, a hub name such as org/model, or nano")
-    return _from_hub(name)
+    return _from_hub(name, weights)
 
 
 def identity(spec: EngineSpec) -> str:
     """What decides the model's answers, as one line; reads files, loads nothing."""
     kind = f"{spec.kind}-{_VERSIONS[spec.kind]}"
     if isinstance(spec.settings, OpenAI):
-        where = spec.settings.revision or hashlib.sha256(spec.settings.url.encode()).hexdigest()[:12]
-        adapter = adapter_folder(spec)
-        return ":".join([kind, spec.model, where, *([folder_digest(adapter)] if adapter else [])])
+        return ":".join([kind, spec.model, *_of_server(spec.settings), *_digest(adapter_folder(spec))])
     return fingerprint(kind, model_folder(spec.model), _dtype(spec), adapter_folder(spec))
 
 
@@ -109,21 +113,54 @@ def trained_on(base: EngineSpec) -> str:
     return fingerprint("local-3", model_folder(base.model), _dtype(base), adapter_folder(base))
 
 
-def leases(specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None) -> Lease:
-    """The engines of a step by role. They stay loaded for the next step; `release` frees them."""
+def _of_server(said: OpenAI) -> list[str]:
+    """What decides a server's answers beside the model's name: who writes the prompt, and where it is cut."""
+    where = said.revision or hashlib.sha256(said.url.encode()).hexdigest()[:12]
+    writer = _digest(model_folder(said.tokenizer, weights=False), weights=False) if said.tokenizer else []
+    return [where, *writer, *([f"thinks{said.reasoning_tokens}"] if said.reasoning_tokens is not None else [])]
+
+
+def _digest(folder: Path | None, weights: bool = True) -> list[str]:
+    return [folder_digest(folder, weights)] if folder else []
+
+
+def leases(
+    specs: Mapping[str, EngineSpec], store: Store, progress: Progress = lambda done, total: None, run: str = ""
+) -> Lease:
+    """The engines of a step by role. They stay loaded for the next step; `release` frees them.
+
+    A `budget` is the run's of that name, and of all commands without one together.
+    """
     identities = {role: identity(spec) for role, spec in specs.items()}
+    where = devices(specs, _device())
+    keys = {role: _base_key(spec, where[role], store, run) for role, spec in specs.items()}
     spent: dict[str, float] = {}
 
     @contextmanager
     def open_() -> Iterator[Mapping[str, Any]]:
         with _LOCK:
-            # of vLLM's, which take what memory there is, only those of this step stay
-            _keep_only({_base_key(spec) for spec in specs.values()}, ("vllm",))
-            engines = {role: _engine(spec, identities[role]) for role, spec in specs.items()}
+            # vLLM takes what memory there is: only what this step needs stays beside it, and none of another step's
+            crowded = _device() == "cuda" and any(spec.kind == "vllm" for spec in specs.values())
+            _keep_only(set(keys.values()), _ON_CARD if crowded else ("vllm",))
+            engines = {r: _engine(spec, identities[r], keys[r], where[r]) for r, spec in specs.items()}
         yield {role: _kept(engine, specs[role].kind, store, progress, spent) for role, engine in engines.items()}
 
     adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec, store))}
     return Lease(identities, open_, spent, adapters)
+
+
+def devices(specs: Mapping[str, EngineSpec], card: str) -> dict[str, str]:
+    """Where the model of each role runs. Beside vLLM, which takes its share of a GPU whole, small models take the CPU.
+
+    Raises EngineError where the engines of one step cannot share a GPU.
+    """
+    shares = {_base_key(spec, card): spec.settings.gpu_memory for spec in specs.values() if spec.kind == "vllm"}
+    if card == "cuda" and sum(shares.values()) > 1:
+        raise EngineError(
+            f"the step needs {len(shares)} vLLM engines at once, and their gpu_memory is {sum(shares.values()):g} of a "
+            "GPU in all: give each less, 1 in all, or give one of the roles a server or the same model"
+        )
+    return {role: "cpu" if shares and spec.kind in _SMALL else card for role, spec in specs.items()}
 
 
 def _kept(engine: Any, kind: str, store: Store, progress: Progress, spent: dict[str, float]) -> Any:
@@ -136,23 +173,26 @@ def _kept(engine: Any, kind: str, store: Store, progress: Progress, spent: dict[
 
 
 def release() -> None:
-    """Free every model, such as before training."""
+    """Free every model, such as before training; raises EngineError, at the end, where one could not be left clean."""
     with _LOCK:
         _keep_only(set())
 
 
+Key = tuple[str, ...]
 # One loaded base for each model; the views of its adapters share it.
-_LOADED: dict[tuple[str, str], Any] = {}
+_LOADED: dict[Key, Any] = {}
 _LOCK = threading.RLock()
 
 
-def _engine(spec: EngineSpec, name: str) -> Any:
+def _engine(spec: EngineSpec, name: str, key: Key, device: str) -> Any:
     with _told(f"model {spec.model!r}"):
-        base = _loaded(_base_key(spec), lambda: _base(spec, name))
+        if key not in _LOADED:
+            _LOADED[key] = _base(spec, name, key, device)
+        base = _LOADED[key]
         return base.with_adapter(adapter_folder(spec), name) if spec.kind in _OF_LANGUAGE else base
 
 
-def _base(spec: EngineSpec, name: str) -> Any:
+def _base(spec: EngineSpec, name: str, key: Key, device: str) -> Any:
     """The engine without an adapter, its weights not loaded twice. Each kind imports what it needs, and no more."""
     match spec.settings:
         case Vllm() as said:
@@ -164,41 +204,47 @@ def _base(spec: EngineSpec, name: str) -> Any:
             from synthesis.openai_engine import OpenAIEngine
 
             settings = said.model_dump(exclude={"kind", "revision", "tokenizer"})
-            tokenizer = model_folder(said.tokenizer) if said.tokenizer else None
-            return OpenAIEngine(spec.model, identity=name, tokenizer=tokenizer, **settings)
+            tokenizer = model_folder(said.tokenizer, weights=False) if said.tokenizer else None
+            ledger = partial(_paid, Responses(Path(key[2])), f"run {key[3]}: {spec.model} at {said.url}")
+            return OpenAIEngine(spec.model, identity=name, tokenizer=tokenizer, ledger=ledger, **settings)
     folder = model_folder(spec.model)
     if spec.kind == "sentence-transformers":
         from synthesis.embedder import SentenceEmbedder
 
-        return SentenceEmbedder(folder, identity=name, device=_device())
+        return SentenceEmbedder(folder, identity=name, device=device)
     if spec.kind == "classifier":
         from synthesis.classifier import TextClassifier
 
-        return TextClassifier(folder, identity=name, device=_device())
+        return TextClassifier(folder, identity=name, device=device)
     from synthesis.local_engine import LocalEngine
 
-    return LocalEngine(folder, identity=name, device=_device())
+    return LocalEngine(folder, identity=name, device=device)
 
 
-def _loaded(key: tuple[str, str], load: Callable[[], Any]) -> Any:
-    if key not in _LOADED:
-        _LOADED[key] = load()
-    return _LOADED[key]
+def _paid(kept: Responses, account: str, cost: float) -> float:
+    return kept.add(account, {"cost": cost})["cost"]
 
 
-def _keep_only(keys: set[tuple[str, str]], kinds: tuple[str, ...] | None = None) -> None:
+def _keep_only(keys: set[Key], kinds: tuple[str, ...] | None = None) -> None:
+    """Close all others, each even if another cannot be, and raise what the first of these said."""
+    wrong: list[EngineError] = []
     for key in [k for k in _LOADED if k not in keys and (kinds is None or k[0] in kinds)]:
         engine = _LOADED.pop(key)
-        if key[0] in _OF_LANGUAGE:
-            engine.close()
+        try:
+            if key[0] in _OF_LANGUAGE:
+                engine.close()
+        except EngineError as why:
+            wrong.append(why)
+    if wrong:
+        raise wrong[0]
 
 
-def _base_key(spec: EngineSpec) -> tuple[str, str]:
-    """By content: weights that were replaced in their place are another model."""
+def _base_key(spec: EngineSpec, device: str, store: Store | None = None, run: str = "") -> Key:
+    """By content: weights that were replaced in their place are another model. A server's has its purse: the run's."""
     said = spec.settings.model_dump_json() if isinstance(spec.settings, Vllm | OpenAI) else ""
     if spec.kind == "openai":
-        return spec.kind, spec.model + said
-    return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec)) + said
+        return spec.kind, spec.model + said, *([str(store.root / "responses.sqlite"), run] if store else [])
+    return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec)) + said, device
 
 
 def adapter_folder(spec: EngineSpec) -> Path | None:
@@ -221,7 +267,9 @@ def _dataset_of(spec: EngineSpec, store: Store) -> str | None:
 
 def _dtype(spec: EngineSpec) -> str:
     if isinstance(spec.settings, Vllm):
-        return "+".join(filter(None, [spec.settings.dtype, spec.settings.quantization]))
+        said = spec.settings
+        longest = f"context{said.context}" if said.context else None  # where an answer is cut
+        return "+".join(filter(None, [said.dtype, said.quantization, longest]))
     return "bfloat16" if spec.kind == "local" and _device() == "cuda" else "float32"
 
 
@@ -229,14 +277,21 @@ def _dtype(spec: EngineSpec) -> str:
 def _device() -> str:
     """Where models run, told without torch: importing it takes longer than most commands."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
-    card = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/dxg"))
-    return "cuda" if card and not hidden and not metadata.version("torch").endswith("+cpu") else "cpu"
+    return "cuda" if has_card() and not hidden and not metadata.version("torch").endswith("+cpu") else "cpu"
+
+
+def has_card(devices: Path = Path("/dev")) -> bool:
+    """Whether a GPU is there; a container may have been given another than the first."""
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
 @functools.cache
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     with _told(f"model {name!r}"):
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=_READS + _WEIGHTS * weights))
+        if weights and not any(folder.rglob(_WEIGHTS[0])):
+            snapshot_download(name, allow_patterns=_OLD_WEIGHTS)
+        return folder
 
 
 @contextmanager
@@ -246,7 +301,7 @@ def _told(what: str) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = " ".join(str(error).split())[:160]
         raise EngineError(
             f"{what} could not be loaded ({why}); check the name and the network, or give a folder"

@@ -13,10 +13,7 @@ from storage.copies import Copies
 from storage.reading import raw_file, read_batches, tell_format
 from storage.schema import prompt, response
 from storage.store import StoreError
-from training.sizes import parameters
 
-# How often a step sends the tokens of each row through a model; a step that is not named here asks none.
-PASSES = {"perplexity": 1.0, "clear-score": 4.0, "clear-correct": 4.0}
 BACKWARD = 2.0  # cost of the LoRA backward pass, in forward passes
 EFFICIENCY = 0.4  # share of the machine's matrix speed that a small model reaches
 LONGEST = 1 << 15
@@ -37,7 +34,6 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     seeds = len(config.seeds)
     turns = [(use, budget.rounds * seeds if _by_student(config, use) else 1) for use in config.score]
     turns += [(use, (budget.rounds - 1) * seeds) for use in config.feedback]
-    scored = most * mean * sum(PASSES.get(use.step, 0.0) * times for use, times in turns)
     revised = [step for use in config.score if (step := find_step(use.step)).kind == "revise"]
     students = [step for step in revised if "student" in step.roles]  # each has one of its own
     trainings = seeds * (budget.rounds * (1 + len(students)) + (2 if config.baselines else 0))
@@ -45,14 +41,13 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     tested = (trainings + 1) * held_tokens + seeds * (budget.rounds - 1) * (
         chosen + rows * config.validation
     ) * mean * 2
-    work = 2 * parameters(model_folder(config.model)) * (scored + trained * (1 + BACKWARD) + tested)
-    minutes = work / (_matrix_speed() * EFFICIENCY) / 60
     students = {role for role, said in config.roles.items() if said.adapter == "last-student"}
     of_models = Asked()
     for use, times in turns:  # what is asked again of the same model is there already
         if use not in makes and times:
             again = asked(use.step, use.config(), mean_of, students) * (times - 1)
             of_models += (asked(use.step, use.config(), mean_of) + again) * most
+    scored = of_models.read + of_models.written
     answer = Use(step="evaluate", **{"with": {"likelihood": False} | config.evaluate}).config()
     score = Use(step="evaluate", **{"with": config.evaluate | {"likelihood": True}}).config()
     of_models += asked("evaluate", answer, held_mean) * (held * (trainings + seeds))
@@ -61,6 +56,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     for use in makes:
         each = asked(use.step, use.config(), mean_of)
         of_models += each * (int(use.config().model_dump().get("rows", 0)) * (budget.rounds - 1) * seeds)
+    work = 2 * parameters(model_folder(config.model)) * (scored + trained * (1 + BACKWARD) + tested)
+    minutes = work / (_matrix_speed() * EFFICIENCY) / 60
     disk = (most * mean * 8 + most * 1600) * (1 + 0.3 * budget.rounds) * seeds / 2**20
     return "\n".join(
         [

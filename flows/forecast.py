@@ -7,6 +7,8 @@ from curation.bsdetector import CHALLENGE, REFLECT, REPLY_TOKENS
 from curation.step import StepConfig
 from synthesis.llm2llm import WITHOUT_INPUT
 
+COUNTING = ("tokens", "instructmining-score")  # steps that need a model's tokenizer alone
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:

@@ -53,6 +53,7 @@ def lend(
     models: Mapping[str, EngineSpec],
     store: Store,
     progress: Progress = lambda done, total: None,
+    run: str = "",
 ) -> tuple[StepConfig, Lease]:
     """The settings with every `auto` decided, and the engines that they ask for; EngineError names one that is missing.
 
@@ -69,7 +70,7 @@ def lend(
     asked = {role: models[role] for role in step.asks(config)}
     if "nli" in asked:
         _check_nli(asked["nli"].model)
-    return config, leases(asked, store, progress)
+    return config, leases(asked, store, progress, run)
 
 
 def _check_nli(model: str) -> None:

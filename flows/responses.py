@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from curation.step import Classifier, Completion, Engine, Failed
@@ -21,7 +22,6 @@ from storage.store import Store, key_of
 
 Progress = Callable[[int, int], None]  # requests done, requests in all
 _KEEP_EVERY = 256, 2.0  # answers, seconds
-_SCORED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +89,23 @@ class Remembered:
 
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         size = self.batch or max(1, len(prompts))
-        for start in range(0, len(prompts), size):
-            some = [i for i in range(start, min(start + size, len(prompts))) if first[keys[i]] == i]
-            whole = [i for i in some if found.keys().isdisjoint(names[i])]
-            begun = [i for i in some if not found.keys().isdisjoint(names[i])]
-            if self.batch and len(whole) == len(some):
-                ask(whole, [names[i] for i in whole], n, _seed(seed, start))
-            elif whole:
-                ask(whole, [names[i] for i in whole], n, [_own_seed(keys[i]) for i in whole])
-            parts = [(i, s) for i in begun for s in range(n) if names[i][s] not in found]
-            if parts:  # samples beside others that are there: the seed of sample s is s over that of the first
-                seeds = [_own_seed(keys[i]) + s for i, s in parts]
-                ask([i for i, _ in parts], [[names[i][s]] for i, s in parts], 1, seeds)
-            self.progress(min(start + size, len(prompts)), len(prompts))
+        try:
+            for start in range(0, len(prompts), size):
+                some = [i for i in range(start, min(start + size, len(prompts))) if first[keys[i]] == i]
+                whole = [i for i in some if found.keys().isdisjoint(names[i])]
+                begun = [i for i in some if not found.keys().isdisjoint(names[i])]
+                if self.batch and len(whole) == len(some):
+                    ask(whole, [names[i] for i in whole], n, _seed(seed, start))
+                elif whole:
+                    ask(whole, [names[i] for i in whole], n, [_own_seed(keys[i]) for i in whole])
+                parts = [(i, s) for i in begun for s in range(n) if names[i][s] not in found]
+                if parts:  # samples beside others that are there: the seed of sample s is s over that of the first
+                    seeds = [_own_seed(keys[i]) + s for i, s in parts]
+                    ask([i for i, _ in parts], [[names[i][s]] for i, s in parts], 1, seeds)
+                self.progress(min(start + size, len(prompts)), len(prompts))
+        except BaseException:  # a stop, a budget that is spent, an engine that died twice
+            self._count(heard.prompts, 0, before, heard.tokens)
+            raise
 
         missing = [name for row in names for name in row if name not in found]
         found |= self._kept.find(missing, max_tokens)  # what is stored is believed, ours or another process's
@@ -110,11 +114,11 @@ class Remembered:
         return answers
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
-        return self._numbers("logprobs", conversations, {}, lambda some: self.engine.logprobs(some))
+        return self._numbers("logprobs", conversations, {}, self.engine.logprobs)
 
     def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
         how = {"answers": answers}
-        return self._numbers("choose", prompts, how, lambda some: self.engine.choose(some, answers))
+        return self._numbers("choose", prompts, how, partial(self.engine.choose, answers=answers))
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return self.engine.count_tokens(texts)
@@ -138,22 +142,43 @@ class Remembered:
         return keys
 
     def _numbers(
-        self, method: str, asked: list[Messages], how: dict[str, Any], ask: Callable[[list[Messages]], list[Any]]
+        self, method: str, asked: list[Messages], how: dict[str, Any], ask: Callable[..., list[Any]]
     ) -> list[list[float] | Failed]:
         keys = self._keys(method, asked, how)
         before, found = Counter(self.used), self._kept.find(keys)
-        failed: dict[str, Failed] = {}
-        stored, size = sum(k in found for k in keys), self.batch or _SCORED_AT_ONCE
-        for start in range(0, len(asked), size):
-            new = {keys[i]: asked[i] for i in range(start, min(start + size, len(asked))) if keys[i] not in found}
-            if new:
-                answers = dict(zip(new, ask(list(new.values())), strict=True))
-                failed |= {k: a for k, a in answers.items() if isinstance(a, Failed)}
-                self._kept.put(Answer(k, json.dumps(a)) for k, a in answers.items() if k not in failed)
-                found |= self._kept.find(list(new))
-            self.progress(min(start + size, len(asked)), len(asked))
+        stored, size = sum(k in found for k in keys), self.batch or max(1, len(asked))
+        heard = _Heard(self._kept)
+        try:
+            for start in range(0, len(asked), size):
+                some = range(start, min(start + size, len(asked)))
+                new = {keys[i]: asked[i] for i in some if keys[i] not in found}
+                self._ask_numbers(new, ask, heard, stored, len(asked))
+                self.progress(min(start + size, len(asked)), len(asked))
+        except BaseException:
+            self._count(heard.prompts, 0, before, 0)
+            raise
+        found |= self._kept.find([k for k in keys if k not in found])
         self._count(len(asked), stored, before, 0)
-        return [json.loads(found[k]) if k in found else failed[k] for k in keys]
+        return [json.loads(found[k]) if k in found else heard.failed[k] for k in keys]
+
+    def _ask_numbers(
+        self, new: dict[str, Messages], ask: Callable[..., list[Any]], heard: "_Heard", stored: int, total: int
+    ) -> None:
+        names = list(new)
+
+        def told(k: int, numbers: list[float] | Failed) -> None:
+            heard.take_numbers(names[k], numbers)
+            heard.keep_now_and_then()
+            self.progress(min(stored + heard.prompts, total), total)
+
+        try:
+            if new and self.batch:
+                for name, numbers in zip(names, ask(list(new.values())), strict=True):
+                    heard.take_numbers(name, numbers)
+            elif new:
+                ask(list(new.values()), done=told)
+        finally:
+            heard.keep()
 
     def _count(self, requests: int, stored: int, before: Counter[str], generated: int) -> None:
         """`requests` and `generated_tokens` are what was needed, `from_store` the requests that cost nothing; the rest
@@ -161,10 +186,7 @@ class Remembered:
         now = self.used
         facts = {"requests": requests, "from_store": stored, "generated_tokens": generated}
         facts |= {k: now[k] - before[k] for k in ("prompt_tokens", "cached_tokens", "failures", "cost")}
-        facts["engine_seconds"] = round(now["seconds"] - before["seconds"], 3)
-        for what, amount in facts.items():
-            if amount:
-                self.spent[what] = self.spent.get(what, 0) + amount
+        _add(self.spent, **facts, engine_seconds=round(now["seconds"] - before["seconds"], 3))
 
 
 @dataclass
@@ -172,9 +194,10 @@ class _Heard:
     """The answers of one call as they come in: the failures, and the others on their way to the store."""
 
     store: Responses
-    max_tokens: int
-    failed: dict[str, Completion] = field(default_factory=dict)
+    max_tokens: int = 0
+    failed: dict[str, Any] = field(default_factory=dict)
     prompts: int = 0
+    tokens: int = 0
     pending: list[Answer] = field(default_factory=list)
     kept: float = field(default_factory=time.monotonic)
 
@@ -184,8 +207,16 @@ class _Heard:
             if one.error is not None:
                 self.failed[name] = one
                 continue
+            self.tokens += one.tokens
             said = json.dumps([one.text, one.logprobs, one.tokens, one.truncated])
             self.pending.append(Answer(name, said, self.max_tokens, one.tokens, one.truncated))
+
+    def take_numbers(self, name: str, numbers: list[float] | Failed) -> None:
+        self.prompts += 1
+        if isinstance(numbers, Failed):
+            self.failed[name] = numbers
+        else:
+            self.pending.append(Answer(name, json.dumps(numbers)))
 
     def keep_now_and_then(self) -> None:
         if len(self.pending) >= _KEEP_EVERY[0] or time.monotonic() - self.kept > _KEEP_EVERY[1]:
@@ -222,17 +253,30 @@ class RememberedClasses:
             keys = [key_of("classes", self.identity, pair) for pair in some]
             known = self._kept.find(keys)
             new = {key: pair for key, pair in zip(keys, some, strict=True) if key not in known}
+            began, stored = time.monotonic(), sum(key in known for key in keys)
             judged = dict(zip(new, self.engine.classify(list(new.values())), strict=True)) if new else {}
             self._kept.put(Answer(k, json.dumps(j)) for k, j in judged.items() if not isinstance(j, Failed))
             known |= self._kept.find(list(new))
             found += [json.loads(known[key]) if key in known else judged[key] for key in keys]
+            _add(
+                self.spent,
+                classified_pairs=len(some),
+                pairs_from_store=stored,
+                failures=sum(isinstance(j, Failed) for j in judged.values()),
+                engine_seconds=round(time.monotonic() - began, 3) if new else 0,
+            )
             self.progress(min(start + self.batch, len(pairs)), len(pairs))
-        self.spent["classified_pairs"] = self.spent.get("classified_pairs", 0) + len(pairs)
         return found
 
     @property
     def _kept(self) -> Responses:
         return Responses(self.store.root / "responses.sqlite")
+
+
+def _add(spent: dict[str, float], **facts: float) -> None:
+    for what, amount in facts.items():
+        if amount:
+            spent[what] = spent.get(what, 0) + amount
 
 
 def _seed(seed: int, start: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from curation.step import Step, StepConfig
-from flows.spending import of_shards
+from flows.spending import cut_short, of_shards, with_cut_short
 from storage.schema import CHOICE, ROW
 from storage.store import Manifest, Part, Shard, Store, StoreError, key_of
 
@@ -120,9 +120,12 @@ def _run_shards(
                 given = pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
                 others = {name: store.read(dataset) for name, dataset in tables.items()}
                 began, before = time.monotonic(), dict(lease.spent)
-                result = step(given, config, engines() if step.roles else {}, others)
-                spent = {what: amount - before.get(what, 0) for what, amount in lease.spent.items()}
-                store.note_part(group_keys[0], seconds=round(time.monotonic() - began, 3), **spent)
+                try:
+                    result = step(given, config, engines() if step.roles else {}, others)
+                except BaseException:
+                    cut_short(store, group_keys[0], _took(lease, before, began))
+                    raise
+                store.note_part(group_keys[0], **with_cut_short(store, group_keys[0], _took(lease, before, began)))
                 parts = _put(store, step, result, [f.height for f in frames], group_keys)
             done += sum(shard_rows[i] for i in group)
             progress(done, total)
@@ -131,6 +134,12 @@ def _run_shards(
     if step.kind in ("score", "filter", "revise"):
         return [(*source.shards[i], out[i]) for i in sorted(out) if i < len(read)] + [(p,) for p in new if p.rows]
     return [(out[i],) for i in sorted(out)]
+
+
+def _took(lease: Lease, before: Mapping[str, float], began: float) -> dict[str, float]:
+    """Of one part: seconds, and what was asked of the engines since `before`."""
+    spent = {what: amount - before.get(what, 0) for what, amount in lease.spent.items()}
+    return {"seconds": round(time.monotonic() - began, 3), **spent}
 
 
 def _put(store: Store, step: Step, result: pl.DataFrame, heights: list[int], keys: list[str]) -> list[Part]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from storage.responses import Responses
 from storage.store import Shard, Store
 
 FACTS = (
@@ -14,9 +15,26 @@ FACTS = (
     "cached_tokens",
     "generated_tokens",
     "classified_pairs",
+    "pairs_from_store",
     "engine_seconds",
     "cost",
 )
+
+
+def cut_short(store: Store, part: str, facts: Mapping[str, float]) -> None:
+    """What a step had spent on a part that it did not finish."""
+    _kept(store).add(f"part {part}", {what: amount for what, amount in facts.items() if amount})
+
+
+def with_cut_short(store: Store, part: str, facts: Mapping[str, float]) -> dict[str, float]:
+    """What a part took, with what it took before where it was not finished at once."""
+    total = Counter(_kept(store).sums(f"part {part}"))
+    total.update(facts)
+    return {what: round(amount, 3) for what, amount in total.items()}
+
+
+def _kept(store: Store) -> Responses:
+    return Responses(store.root / "responses.sqlite")
 
 
 def of_shards(store: Store, shards: list[Shard]) -> dict[str, float]:
@@ -48,14 +66,19 @@ def of_run(store: Store, run: str) -> dict[str, Any]:
 
 def in_words(facts: Mapping[str, Any]) -> str:
     """One line; empty where no model was asked."""
-    if not facts.get("requests"):
-        return ""
     said = {k: facts.get(k, 0) for k in FACTS}
+    if not said["requests"] and not said["classified_pairs"]:
+        return ""
+    asked = [
+        f"{said['requests']:,} requests" + _beside(said["from_store"], "from the store"),
+        f"{said['prompt_tokens']:,} tokens read" + _beside(said["cached_tokens"], "of them cached"),
+        f"{said['generated_tokens']:,} written",
+    ]
+    judged = f"{said['classified_pairs']:,} pairs judged" + _beside(said["pairs_from_store"], "from the store")
     return ", ".join(
         [
-            f"{said['requests']:,} requests" + _beside(said["from_store"], "from the store"),
-            f"{said['prompt_tokens']:,} tokens read" + _beside(said["cached_tokens"], "of them cached"),
-            f"{said['generated_tokens']:,} written",
+            *(asked if said["requests"] else []),
+            *([judged] if said["classified_pairs"] else []),
             *([f"{said['failures']:,} failed"] if said["failures"] else []),
             f"{said['engine_seconds']:,.1f} s of the engine",
             *([f"cost {said['cost']:.4g}"] if said["cost"] else []),

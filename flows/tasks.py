@@ -53,7 +53,7 @@ def run_one_step(
     """Run one step on a dataset and point a name at what it made."""
     store, step = Store(root), find_step(step_name)
     with _stage(label, store, name) as done, bar(label) as progress:
-        config, lease = lend(step, settings, models, store, progress)
+        config, lease = lend(step, settings, models, store, progress, name.partition(".")[0])
         return done(run_step(store, step, config, rows, tables, lease, progress))
 
 

@@ -1,8 +1,12 @@
-"""What models answered, in one file beside the datasets. An answer that is stored stays: it is never written again."""
+"""What models answered, in one file beside the datasets. An answer that is stored stays: it is never written again.
+
+Beside the answers lie sums of what was spent that no dataset tells of (yet): by a run under a budget, and by steps that
+were cut short.
+"""
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +17,11 @@ _TABLE = """create table if not exists responses (
 _FIND = """select key, response from responses
 where key in (select value from json_each(?)) and (most = ? or (not truncated and tokens <= ?))
 order by most = ?, most desc"""
+_SUMS = (
+    "create table if not exists sums (account text, what text, amount real, primary key (account, what)) without rowid"
+)
+_ADD = """insert into sums values (?, ?, ?)
+on conflict (account, what) do update set amount = amount + excluded.amount"""
 _AT_ONCE = 10_000
 
 
@@ -53,6 +62,16 @@ class Responses:
             database.commit()  # none can be attached inside a transaction
             database.execute("attach ? as other", (str(self.path),))
             return database.execute("insert or ignore into responses select * from other.responses").rowcount
+
+    def add(self, account: str, amounts: Mapping[str, float]) -> dict[str, float]:
+        """Add to the sums of an account, and tell them."""
+        with self._open() as database:
+            database.execute(_SUMS)
+            database.executemany(_ADD, [(account, what, amount) for what, amount in amounts.items()])
+            return dict(database.execute("select what, amount from sums where account = ?", (account,)))
+
+    def sums(self, account: str) -> dict[str, float]:
+        return self.add(account, {}) if self.path.exists() else {}
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from curation.step import Failed
 from storage.schema import Messages
 from synthesis.fingerprint import EngineError
 
-_PLACE = 0x10E000  # private characters that stand for a control token's text while the chat template is filled in
+# Private characters that stand for a control token's text while the chat template is filled in, and the first of them
+# before one of these that a row holds itself.
+_PLACE = 0x10E000
 
 
 class Chat:
@@ -37,9 +39,10 @@ class Chat:
         self.ends = _ends(self.tokenizer, generation)
         control = sorted({str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special and str(t)})
         self._inert = [self._letters(text) for text in control]
-        self._places = {text: chr(_PLACE + i) for i, text in enumerate(control)}
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
-        self._placed = re.compile(f"([{chr(_PLACE)}-{chr(_PLACE + len(control))}])")
+        self._places = {text: chr(_PLACE + 1 + i) for i, text in enumerate(control)}
+        own = f"[{chr(_PLACE)}-{chr(_PLACE + len(control))}]"
+        self._control = re.compile("|".join([own, *map(re.escape, sorted(control, key=len, reverse=True))]))
+        self._placed = re.compile(f"({chr(_PLACE)}?{own})", re.DOTALL)
 
     def encode(self, prompts: list[Messages]) -> list[list[int] | Failed]:
         """Tokens of each prompt, up to where the answer begins."""
@@ -72,15 +75,12 @@ class Chat:
 
     def render(self, messages: Messages, ask: bool) -> str | Failed:
         if not messages:
-            return Failed("there is no message to answer")
+            return nothing_asked()
         try:
             said = [{k: v for k, v in m.items() if k in ("role", "content")} | self._calls(m) for m in messages]
             said = [{**m, "content": self._harmless(m["content"] or "")} for m in said]
             text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
-            text.encode()
-            return text
-        except UnicodeEncodeError as error:
-            return Failed(f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no text; mend the row")
+            return no_text(text) or text
         except (TemplateError, ValueError) as error:  # ValueError: tool calls that are not JSON
             return Failed(f"the chat template refuses these messages: {error}")
 
@@ -99,8 +99,7 @@ class Chat:
 
     def said(self, ids: list[int], stop: Sequence[str] = ()) -> str:
         """The text of an answer, without the token that ends it, up to the first of `stop`."""
-        text = self.text([t for t in ids if t not in self.ends])
-        return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+        return until(self.text([t for t in ids if t not in self.ends]), stop)
 
     def forms(self, answer: str) -> list[int]:
         """The tokens that say a one-token answer: "A" and " A"."""
@@ -112,7 +111,7 @@ class Chat:
     # ---- inside
 
     def _harmless(self, text: str) -> str:
-        return self._control.sub(lambda m: self._places[m[0]], text)
+        return self._control.sub(lambda m: self._places.get(m[0]) or chr(_PLACE) + m[0], text)
 
     def _calls(self, message: dict[str, str | None]) -> dict[str, Any]:
         calls = message.get("tool_calls")
@@ -125,7 +124,7 @@ class Chat:
         at = 0
         for piece in self._placed.split(text):
             if self._placed.fullmatch(piece):
-                letters = self._inert[ord(piece) - _PLACE]
+                letters = self._letters(piece[1]) if piece[1:] else self._inert[ord(piece) - _PLACE - 1]
                 ids, starts = ids + letters, starts + [at] * len(letters)
             elif piece:
                 encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
@@ -145,6 +144,31 @@ def load_chat(model: str | Path) -> Chat:
     except OSError:  # a model without one
         generation = None
     return Chat(str(model), AutoConfig.from_pretrained(str(model), trust_remote_code=False), generation)
+
+
+def no_text(*said: str) -> Failed | None:
+    """Why this cannot be written as UTF-8, if it cannot: a row may hold half of a surrogate pair."""
+    try:
+        "".join(said).encode()
+    except UnicodeEncodeError as error:
+        return Failed(f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no text; mend the row")
+    return None
+
+
+def nothing_asked() -> Failed:
+    return Failed("there is no message to answer")
+
+
+def tell_failures(results: list[Any], done: Callable[[int, Any], None]) -> None:
+    """What failed before anything was asked is there first."""
+    for i, failure in enumerate(results):
+        if failure is not None:
+            done(i, failure)
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of `stop`."""
+    return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
 
 def seeds_of(seed: int | Sequence[int], prompts: list[Messages]) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from curation.step import Failed
-from synthesis.chat import quiet
+from synthesis.chat import no_text, quiet
 from synthesis.decode import batches
 from synthesis.fingerprint import EngineError, fingerprint
 
@@ -45,7 +45,7 @@ class TextClassifier:
 
     def classify(self, pairs: list[tuple[str, str]]) -> list[list[float] | Failed]:
         """Pairs that are too long for the model, or no text, fail alone."""
-        out: list[Any] = [_no_text(pair) for pair in pairs]
+        out: list[Any] = [no_text(*pair) for pair in pairs]
         fine = [i for i, failure in enumerate(out) if failure is None]
         encoded = dict(zip(fine, self._encode([pairs[i] for i in fine]), strict=True))
         for i, ids in encoded.items():
@@ -90,11 +90,3 @@ def _first_token(tokenizer: Any, word: str, name: str) -> int:
     if not ids:
         raise EngineError(f"{name} cannot say {word!r}; a model of UniEval's kind is needed")
     return ids[0]
-
-
-def _no_text(pair: tuple[str, str]) -> Failed | None:
-    try:
-        "".join(pair).encode()
-    except UnicodeEncodeError as error:
-        return Failed(f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no text; mend the row")
-    return None

@@ -42,11 +42,12 @@ class Constraint:
         """Logits of each answer's next token, those that it may not say at minus infinity."""
         bits = self._xgrammar.allocate_token_bitmask(len(answers), self._vocabulary)
         for row, i in enumerate(answers):
-            follower = self._followed.setdefault(i, self._xgrammar.GrammarMatcher(self._compiled))
-            follower.fill_next_token_bitmask(bits, row)
-        allowed = (bits[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
-        allowed = allowed.flatten(1)[:, : logits.shape[-1]].bool().to(logits.device)
-        return logits.masked_fill(~allowed, float("-inf"))
+            if i not in self._followed:
+                self._followed[i] = self._xgrammar.GrammarMatcher(self._compiled)
+            self._followed[i].fill_next_token_bitmask(bits, row)
+        allowed = logits.clone()
+        self._xgrammar.apply_token_bitmask_inplace(allowed, bits.to(logits.device))
+        return allowed
 
     def said(self, answer: int, token: int) -> None:
         self._followed[answer].accept_token(token)

@@ -12,6 +12,7 @@ _DECIDES = re.compile(
     r"(added_|special_)?token.*|.*\.model|vocab\..*|merges\.txt|special_tokens_map\.json|"
     r"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
 )
+_WEIGHTS = re.compile(r".*\.(safetensors|bin)(\.index\.json)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,9 +26,10 @@ def fingerprint(kind: str, model: str | Path, dtype: str, adapter: str | Path | 
     return ":".join([*parts, folder_digest(Path(adapter))] if adapter else parts)
 
 
-def folder_digest(folder: Path) -> str:
-    """12 digits over the files of a model or an adapter folder that decide what it says."""
+def folder_digest(folder: Path, weights: bool = True) -> str:
+    """12 digits over the files of a model or an adapter folder that decide what it says; or only what is put to it."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_own(folder, p)]
+    files = [p for p in files if weights or not _WEIGHTS.fullmatch(p.name)]
     if not files:
         raise EngineError(f"{folder} holds no model nor adapter: there is no weight, config or tokenizer file in it")
     said = [[p.relative_to(folder).as_posix(), _digest_of(p)] for p in files]

@@ -1,7 +1,10 @@
 """Questions to a server: as many at once as it bears, each tried again where that may help, within a budget."""
 
 import asyncio
+import os
+import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +18,11 @@ from synthesis.fingerprint import EngineError
 
 _AGAIN = {408, 409, 425, 429}  # and all of 500 and more: another try may be answered
 _FIRST, _TOLERANCE = 8, 2.0
+_KEEP_EVERY = 2.0  # seconds
 _WAIT = wait_random_exponential(multiplier=0.5, max=30)
+
+
+Questions = dict[Any, tuple[str, dict[str, Any]]]  # path and body, by whatever name the asker knows it
 
 
 class BudgetSpent(EngineError):
@@ -29,19 +36,49 @@ class Purse:
     price_in: float = 0.0
     price_out: float = 0.0
     budget: float | None = None
+    ledger: Callable[[float], float] | None = None
+    """Adds what was paid to a sum that outlives this engine and this process, and gives the sum."""
     spent: float = 0.0
+    unkept: float = 0.0
+    kept: float = 0.0  # when
 
     def pay(self, tokens_in: int, tokens_out: int) -> float:
         cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
-        self.spent += cost
+        self.spent, self.unkept = self.spent + cost, self.unkept + cost
+        if time.monotonic() - self.kept > _KEEP_EVERY:
+            self.keep()
         return cost
+
+    def keep(self) -> None:
+        """Write down what was paid, and hear what others did meanwhile."""
+        if self.ledger and (self.price_in or self.price_out):
+            self.spent = self.ledger(self.unkept)
+            self.unkept, self.kept = 0.0, time.monotonic()
 
     def check(self) -> None:
         if self.budget is not None and self.spent >= self.budget:
             raise BudgetSpent(
-                f"the budget of {self.budget:g} is spent ({self.spent:.4g}); what was answered is kept: "
-                "raise `budget` and run the same command to go on"
+                f"the budget of {self.budget:g} is spent ({self.spent:.4g}, with what earlier commands paid); what was "
+                "answered is kept: raise `budget` and run the same command to go on"
             )
+
+
+def key_in(variable: str) -> str | None:
+    """The key that an environment variable holds, without the white space around it that files and shells leave.
+
+    Raises EngineError, which does not show it, where it could not stand in a header.
+    """
+    said = os.environ.get(variable, "").strip()
+    if not re.fullmatch(r"[!-~]*", said):
+        raise EngineError(
+            f"the environment variable {variable} holds no key: there is a character inside it that no key has "
+            "(white space, a line end, a letter outside ASCII); set it anew"
+        )
+    return said or None
+
+
+def headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class Limit:
@@ -101,24 +138,31 @@ class Server:
     purse: Purse = field(default_factory=Purse)
     tries: int = 0
 
-    def ask(self, questions: dict[int, tuple[str, dict[str, Any]]], told: Callable[[int, Any], None]) -> None:
-        """Ask each (path, body); `told` hears the parsed JSON, or a `Failed`, as it comes.
+    def ask(self, questions: Questions, told: Callable[[Any, Any], Questions | None]) -> None:
+        """Ask each (path, body); `told` hears the parsed JSON, or a `Failed`, as it comes, and may ask more for it.
 
         Raises EngineError where no question can be answered (no server, no such model, key refused, budget spent),
         after those in flight have come back.
         """
-        asyncio.run(self._ask(questions, told))
+        self.purse.keep()
+        try:
+            asyncio.run(self._ask(questions, told))
+        finally:
+            self.purse.keep()
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """One question, such as to load an adapter."""
-        said: list[Any] = []
-        self.ask({0: (path, body)}, lambda _, answer: said.append(answer))
-        if isinstance(said[0], Failed):
-            raise EngineError(f"{self.url}{path}: {said[0].error}")
-        return said[0]
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Have the server do something that costs nothing, such as to load an adapter; also while Python ends."""
+        try:
+            response = httpx.post(self.url + path, json=body, headers=headers(self.key()), timeout=self.timeout)
+        except httpx.HTTPError as why:
+            raise EngineError(f"{self.url}{path}: {self.clean(why)}") from None
+        if response.status_code >= 400:
+            raise EngineError(
+                f"{self.url}{path}: the server refuses ({response.status_code}): {self.clean(_message(response))}"
+            )
 
-    async def _ask(self, questions: dict[int, tuple[str, dict[str, Any]]], told: Callable[[int, Any], None]) -> None:
-        limit, waiting = Limit(self.at_once), iter(questions.items())
+    async def _ask(self, questions: Questions, told: Callable[[Any, Any], Questions | None]) -> None:
+        limit, waiting, workers = Limit(self.at_once), deque(questions.items()), 0
         stopped: list[EngineError] = []
 
         def check() -> None:
@@ -126,21 +170,29 @@ class Server:
                 raise stopped[0]
             self.purse.check()
 
+        def put_to_work() -> None:
+            nonlocal workers
+            for _ in range(min(self.at_once - workers, len(waiting))):
+                workers += 1
+                group.create_task(work())
+
         async def work() -> None:
-            for i, (path, body) in waiting:
-                try:
-                    told(i, await self._one(client, limit, path, body, check))
-                except EngineError as why:
-                    stopped.append(why)
-                    return
+            nonlocal workers
+            try:
+                while waiting:
+                    key, (path, body) = waiting.popleft()
+                    if more := told(key, await self._one(client, limit, path, body, check)):
+                        waiting.extendleft(reversed(more.items()))  # what is begun is finished first
+                        put_to_work()
+            except EngineError as why:
+                stopped.append(why)
+            finally:
+                workers -= 1
 
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.at_once)
-        secret = self.key()
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        connected = httpx.AsyncClient(timeout=self.timeout, limits=pool, headers=headers)
+        connected = httpx.AsyncClient(timeout=self.timeout, limits=pool, headers=headers(self.key()))
         async with connected as client, asyncio.TaskGroup() as group:
-            for _ in range(min(self.at_once, len(questions))):
-                group.create_task(work())
+            put_to_work()
         if stopped:
             raise stopped[0]
 
@@ -171,17 +223,20 @@ class Server:
             limit.refused()
             raise _Again(f"the server gave no answer within {self.timeout:g} s") from None
         except httpx.TransportError as why:
-            raise _Again(f"the connection broke: {self._clean(why)}") from why
+            raise _Again(f"the connection broke: {self.clean(why)}") from why
         status = response.status_code
         if status in _AGAIN or status >= 500:
             limit.refused()
-            raise _Again(f"the server is not ready ({status}): {self._clean(response.text)}", _after(response))
+            raise _Again(f"the server is not ready ({status}): {self.clean(response.text)}", _after(response))
         if status in (401, 403):
-            raise EngineError(f"{self.url} refuses the key ({status}): set the environment variable that `key` names")
+            raise EngineError(
+                f"{self.url} refuses the key ({status}: {self.clean(_message(response))}): "
+                "set the environment variable that `key` names"
+            )
         if status == 404:
-            raise EngineError(f"{self.url}{path} is not there (404): {self._clean(_message(response))}")
+            raise EngineError(f"{self.url}{path} is not there (404): {self.clean(_message(response))}")
         if status >= 400:
-            return Failed(f"the server refuses ({status}): {self._clean(_message(response))}")
+            return Failed(f"the server refuses ({status}): {self.clean(_message(response))}")
         limit.answered(time.monotonic() - began)
         kind = response.headers.get("content-type", "")
         try:
@@ -189,13 +244,12 @@ class Server:
                 raise ValueError
             return response.json() if "json" in kind else response.text
         except ValueError:
-            raise _Again(f"the server's answer is no JSON: {self._clean(response.text)!r}") from None
+            raise _Again(f"the server's answer is no JSON: {self.clean(response.text)!r}") from None
 
-    def _clean(self, said: object) -> str:
-        """One line without the key, which some servers repeat."""
-        line = " ".join(str(said).split())[:200]
-        secret = self.key()
-        return line.replace(secret, "…") if secret else line
+    def clean(self, said: object) -> str:
+        """One short line without the key, which some servers repeat: whole, or it would be cut in its middle."""
+        line, secret = " ".join(str(said).split()), self.key()
+        return (line.replace(secret, "…") if secret else line)[:200]
 
 
 def _wait(state: RetryCallState) -> float:

@@ -108,11 +108,16 @@ class LocalEngine:
             done(i, answers)
         return answered
 
-    def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
+    def choose(
+        self,
+        prompts: list[Messages],
+        answers: list[str],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, odds: None,
+    ) -> list[list[float] | Failed]:
         """The forms "A" and " A" of an answer are summed where both are one token."""
         forms = [self._base.chat.forms(a) for a in answers]
         encoded = self._base.chat.encode(prompts)
-        fitting, done = self._base.chat.split(encoded, self._base.chat.context)
+        fitting, results = self._base.chat.split(encoded, self._base.chat.context)
         with self._base.speaking(self._adapter) as model, self._counted(encoded, fitting) as read:
             prefix = read(shared_prefix(model, [encoded[i] for i in fitting]))
             for group in self._groups(fitting, {i: len(encoded[i]) for i in fitting}, self.scoring_tokens):
@@ -120,14 +125,20 @@ class LocalEngine:
                 odds = logits.softmax(-1)
                 picked = torch.stack([odds[:, ids].sum(1) for ids in forms], 1).tolist()
                 for i, probabilities in zip(group, picked, strict=True):
-                    done[i] = probabilities
-        return done
+                    results[i] = probabilities
+        for i, odds in enumerate(results):
+            done(i, odds)
+        return results
 
-    def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
+    def logprobs(
+        self,
+        conversations: list[Messages],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, numbers: None,
+    ) -> list[list[float] | Failed]:
         """Of the tokens that the model would have to say: the message's content and its end token."""
         encoded = [self._base.chat.encode_answered(c) for c in conversations]
         tokens = [e if isinstance(e, Failed) else e[0] for e in encoded]
-        fitting, done = self._base.chat.split(tokens, self._base.chat.context)
+        fitting, results = self._base.chat.split(tokens, self._base.chat.context)
         spans = {i: len(encoded[i][0]) - encoded[i][1] for i in fitting}
         with self._base.speaking(self._adapter) as model, self._counted(tokens, fitting) as read:
             prefix = read(self._prefix_before_answers(model, [encoded[i] for i in fitting]))
@@ -137,8 +148,10 @@ class LocalEngine:
                 for row, i in zip(logits, group, strict=True):
                     said = torch.tensor(tokens[i][-spans[i] :], device=row.device)
                     before = row[-spans[i] - 1 : -1].log_softmax(-1)
-                    done[i] = before.gather(1, said[:, None])[:, 0].tolist()
-        return done
+                    results[i] = before.gather(1, said[:, None])[:, 0].tolist()
+        for i, numbers in enumerate(results):
+            done(i, numbers)
+        return results
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return self._base.chat.count(texts)
@@ -161,8 +174,10 @@ class LocalEngine:
             self.used["cached_tokens"] += prefix.length * max(0, len(fitting) - 1)
             return prefix
 
-        yield read
-        self.used["seconds"] += time.monotonic() - began
+        try:
+            yield read
+        finally:
+            self.used["seconds"] += time.monotonic() - began
 
     def _prefix_before_answers(self, model: Any, encoded: list[tuple[list[int], int]]) -> Prefix:
         """What all conversations begin with, kept short of every answer and of the token before it."""

@@ -8,19 +8,22 @@ only generate and choose, by the likeliest 20 tokens that it tells.
 
 import copy
 import json
-import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from curation.step import Completion, Failed
 from storage.schema import Messages, beside_content
-from synthesis.chat import Chat, load_chat, seeds_of
+from synthesis.chat import Chat, load_chat, no_text, nothing_asked, seeds_of, tell_failures
 from synthesis.fingerprint import EngineError, folder_digest
-from synthesis.http import Purse, Server
+from synthesis.http import Purse, Questions, Server, key_in
+from synthesis.openai_answers import completions, next_odds, prompt_logprobs, tokens_of, wrapped
+
+_WRAPPING = 16  # tokens, at most, of the JSON around a choice
+_MUTE = 8  # answers without log-probabilities, and none with them, after which no other is asked for
 
 
 class OpenAIEngine:
@@ -41,12 +44,18 @@ class OpenAIEngine:
         price_in: float = 0.0,
         price_out: float = 0.0,
         budget: float | None = None,
+        reasoning_tokens: int | None = None,
+        ledger: Callable[[float], float] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`key` names the environment variable that holds the key."""
-        purse = Purse(price_in, price_out, budget)
-        self.server = Server(url.rstrip("/"), lambda: os.environ.get(key), at_once, timeout, attempts, purse)
-        self.model, self.progress = model, progress
+        """`key` names the environment variable that holds the key; `ledger` keeps what was paid (see `Purse`).
+
+        A model that thinks before it answers has `reasoning_tokens` for that, beyond those of its answer.
+        """
+        key_in(key)
+        purse = Purse(price_in, price_out, budget, ledger)
+        self.server = Server(url.rstrip("/"), partial(key_in, key), at_once, timeout, attempts, purse)
+        self.model, self.progress, self._reasoning = model, progress, reasoning_tokens
         self._chat: Chat | None = load_chat(tokenizer) if tokenizer else None
         self._loaded: set[str] = set()
         self.used: Counter[str] = Counter()
@@ -59,9 +68,15 @@ class OpenAIEngine:
         return view
 
     def close(self) -> None:
-        """Unload the adapters that this engine had the server load."""
+        """Unload the adapters that this engine had the server load: each, even if another cannot be."""
+        failed: list[EngineError] = []
         while self._loaded:
-            self.server.post("/unload_lora_adapter", {"lora_name": self._loaded.pop()})
+            try:
+                self.server.post("/unload_lora_adapter", {"lora_name": self._loaded.pop()})
+            except EngineError as why:
+                failed.append(why)
+        if failed:
+            raise EngineError(f"an adapter may still be loaded on the server: {failed[0]}")
 
     def generate(
         self,
@@ -78,31 +93,45 @@ class OpenAIEngine:
         done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
         asked, out = self._questions(prompts)
-        how = {"model": self.name, "temperature": temperature} | ({"stop": list(stop)} if stop else {})
-        how |= {"top_p": top_p, "n": n} if temperature else {}
-        if self._chat:
-            how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True, "logprobs": 0}
-        how |= self._limits(choices, schema)
+        most = max_tokens + (_WRAPPING if choices and not self._chat else 0)
+        how = self._how(most, n, temperature, top_p, stop) | self._limits(choices, schema)
         results: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
         seeds = seeds_of(seed, prompts)
         for i, (_, body) in asked.items():
-            room = self._chat.context - len(body["prompt"]) if self._chat else max_tokens
-            body |= how | {"max_tokens": min(max_tokens, room)} | ({"seed": seeds[i]} if temperature else {})
+            body |= how | ({"seed": seeds[i]} if temperature else {})
+            if self._chat:
+                body["max_tokens"] = min(max_tokens, self._chat.context - len(body["prompt"]))
+        samples: dict[int, dict[int, Completion]] = {i: {} for i in asked}
 
-        def told(i: int, answer: Any) -> None:
-            results[i] = _completions(answer, self._chat, stop, bool(choices))
-            self.used["failures"] += any(c.error is not None for c in results[i])
-            results[i] *= n // len(results[i])  # greedy answers are all the same, and asked for once
-            done(i, results[i])
-
-        for i, failure in enumerate(out):
-            if failure:
+        def told(key: tuple[int, int], answer: Any) -> Questions:
+            i, first = key
+            said = completions(answer, self._chat, stop, choices, self.server.clean)
+            if not temperature or (not first and len(said) == 1 and said[0].error is not None):
+                said = said[:1] * n  # greedy answers are all the same, and asked for once; so is what failed whole
+            samples[i].update(enumerate(said[: 1 if first else n], first))
+            if not first and len(said) < n:  # a server that does not know `n`: each of the others by its own seed
+                path, body = asked[i]
+                return {(i, s): (path, body | {"n": 1, "seed": seeds[i] + s}) for s in range(len(said), n)}
+            if len(samples[i]) == n:
+                results[i] = [samples[i][s] for s in range(n)]
+                self.used["failures"] += any(c.error is not None for c in results[i])
                 done(i, results[i])
-        self._ask(asked, told, len(prompts))
+            return {}
+
+        tell_failures(results, done)
+        self._ask({(i, 0): question for i, question in asked.items()}, told, len(prompts))
         return results
 
-    def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
-        """The forms "A" and " A" are summed. Without the tokenizer, what is not among the likeliest 20 counts 0."""
+    def choose(
+        self,
+        prompts: list[Messages],
+        answers: list[str],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, odds: None,
+    ) -> list[list[float] | Failed]:
+        """The forms "A" and " A" are summed. Without the tokenizer, what is not among the likeliest 20 counts 0.
+
+        Raises EngineError where the server tells no log-probabilities.
+        """
         asked, results = self._questions(prompts)
         chat = self._chat
         if chat:
@@ -113,17 +142,33 @@ class OpenAIEngine:
             forms = [[a, " " + a] for a in answers]
             how = {"logprobs": True, "top_logprobs": 20}
         for _, body in asked.values():
-            body |= how | {"model": self.name, "max_tokens": 1, "temperature": 0.0}
+            body |= {"model": self.name} | self._most(1) | ({} if self._thinks else {"temperature": 0.0}) | how
+        heard: Counter[str] = Counter()
+        tell_failures(results, done)
 
         def told(i: int, answer: Any) -> None:
-            odds = _next_odds(answer)
-            results[i] = odds if isinstance(odds, Failed) else [sum(odds.get(f, 0.0) for f in form) for form in forms]
-            self.used["failures"] += isinstance(odds, Failed)
+            odds = next_odds(answer, self.server.clean)
+            heard["mute" if odds is None else "failed" if isinstance(odds, Failed) else "odds"] += 1
+            if odds is None:
+                odds = Failed("the server tells no log-probabilities of this answer")
+                if not heard["odds"] and heard["mute"] >= min(_MUTE, len(asked)):
+                    raise self._mute()
+            weighed = odds if isinstance(odds, Failed) else [sum(odds.get(f, 0.0) for f in form) for form in forms]
+            results[i] = weighed
+            self.used["failures"] += isinstance(weighed, Failed)
+            done(i, weighed)
 
-        self._ask(asked, told, len(prompts))
+        try:
+            self._ask(asked, told, len(prompts))
+        except EngineError as why:
+            raise (self._mute() if "request logprobs" in str(why) else why) from None  # OpenAI forbids it by a 403
         return results
 
-    def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
+    def logprobs(
+        self,
+        conversations: list[Messages],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, numbers: None,
+    ) -> list[list[float] | Failed]:
         """Of the tokens that the model would have to say: the message's content and its end token."""
         if self._chat is None:
             raise EngineError(
@@ -137,9 +182,11 @@ class OpenAIEngine:
         asked = {i: ("/completions", {"prompt": encoded[i], **how}) for i in fitting}
 
         def told(i: int, answer: Any) -> None:
-            results[i] = _prompt_logprobs(answer, encoded[i], answered[i][1])
+            results[i] = prompt_logprobs(answer, encoded[i], answered[i][1])
             self.used["failures"] += isinstance(results[i], Failed)
+            done(i, results[i])
 
+        tell_failures(results, done)
         self._ask(asked, told, len(conversations))
         return results
 
@@ -174,101 +221,74 @@ class OpenAIEngine:
             encoded = self._chat.encode(prompts)
             fitting, out = self._chat.split(encoded, self._chat.context - 1)
             return {i: ("/completions", {"prompt": encoded[i]}) for i in fitting}, out
-        out: list[Any] = [_unspeakable(p) for p in prompts]
+        out: list[Any] = [no_text(json.dumps(p, ensure_ascii=False)) if p else nothing_asked() for p in prompts]
         said = {i: [_message(m) for m in p] for i, p in enumerate(prompts) if out[i] is None}
         return {i: ("/chat/completions", {"messages": messages}) for i, messages in said.items()}, out
+
+    @property
+    def _thinks(self) -> bool:
+        return self._reasoning is not None
+
+    def _how(self, max_tokens: int, n: int, temperature: float, top_p: float, stop: Sequence[str]) -> dict[str, Any]:
+        """What is asked of all prompts alike. A model that thinks refuses all that says how to sample."""
+        how: dict[str, Any] = {"model": self.name} | self._most(max_tokens) | ({"n": n} if temperature else {})
+        if not self._thinks:
+            how |= {"temperature": temperature} | ({"top_p": top_p} if temperature else {})
+            how |= {"stop": list(stop)} if stop else {}
+        if self._chat:
+            how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True, "logprobs": 0}
+        return how
+
+    def _most(self, tokens: int) -> dict[str, int]:
+        return {"max_completion_tokens": tokens + self._reasoning} if self._thinks else {"max_tokens": tokens}
 
     def _limits(self, choices: Sequence[str], schema: dict[str, Any] | None) -> dict[str, Any]:
         if self._chat and choices:
             return {"structured_outputs": {"choice": list(choices)}}
-        wanted = {"type": "string", "enum": list(choices)} if choices else schema
+        wanted = wrapped(choices) if choices else schema
         if wanted is None:
             return {}
-        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}}
+        said = {"name": "answer", "schema": wanted} | ({} if self._chat else {"strict": True})
+        return {"response_format": {"type": "json_schema", "json_schema": said}}
 
-    def _ask(self, asked: dict[int, Any], told: Callable[[int, Any], None], requests: int) -> None:
-        began, answered = time.monotonic(), 0
+    def _mute(self) -> EngineError:
+        return EngineError(
+            f"{self.server.url} tells no log-probabilities of what {self.model} says, so letters cannot be weighed: "
+            "set `reflection: letter` (clear-score) or `judgement: letter` (clear-correct), or give this role a model "
+            "of the vllm or local engine"
+        )
+
+    def _ask(self, asked: Questions, told: Callable[[Any, Any], Questions | None], requests: int) -> None:
+        began, answered, purse = time.monotonic(), 0, self.server.purse
         self.used["requests"] += requests
         self.used["failures"] += requests - len(asked)
+        total = len(asked)
 
-        def paid(i: int, answer: Any) -> None:
-            nonlocal answered
-            usage = answer.get("usage") if isinstance(answer, dict) else None
-            if usage:
-                read, said = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        def paid(key: Any, answer: Any) -> Questions:
+            nonlocal answered, total
+            counted = tokens_of(answer)
+            if counted is not None:
+                read, said, cached = counted
                 self.used["prompt_tokens"] += read
                 self.used["generated_tokens"] += said
-                self.used["cached_tokens"] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-                self.used["cost"] += self.server.purse.pay(read, said)
-            told(i, answer)
-            answered += 1
+                self.used["cached_tokens"] += cached
+                self.used["cost"] += purse.pay(read, said)
+            more = told(key, answer) or {}
+            if purse.budget is not None and counted is None and not isinstance(answer, Failed):
+                raise EngineError(
+                    f"{self.server.url} does not say how many tokens an answer took, so the budget of {purse.budget:g} "
+                    "cannot be kept: leave `budget` out, or take a server that tells `usage`"
+                )
+            answered, total = answered + 1, total + len(more)
             if self.progress:
-                self.progress(answered, len(asked))
+                self.progress(answered, total)
+            return more
 
         try:
             if asked:
                 self.server.ask(asked, paid)
         finally:
             self.used["seconds"] += time.monotonic() - began
-
-
-def _completions(answer: Any, chat: Chat | None, stop: Sequence[str], chosen: bool) -> list[Completion]:
-    """The answers of one prompt, by their number."""
-    if isinstance(answer, Failed):
-        return [Completion("", error=answer.error)]
-    try:
-        found = sorted(answer["choices"], key=lambda c: c["index"])
-        if chat:
-            return [_of_tokens(c, chat, stop) for c in found]
-        even = (answer.get("usage") or {}).get("completion_tokens", 0) // len(found)  # only their sum is told
-        return [_of_message(c, even, chosen) for c in found]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return [Completion("", error=f"the server's answer cannot be read: {json.dumps(answer)[:200]}")]
-
-
-def _of_tokens(choice: dict[str, Any], chat: Chat, stop: Sequence[str]) -> Completion:
-    tokens, logprobs = choice["token_ids"], tuple(choice["logprobs"]["token_logprobs"])
-    return Completion(chat.said(tokens, stop), logprobs, None, len(tokens), choice["finish_reason"] == "length")
-
-
-def _of_message(choice: dict[str, Any], tokens: int, chosen: bool) -> Completion:
-    text, cut = choice["message"]["content"], choice["finish_reason"] == "length"
-    if text is None:
-        return Completion("", error=f"the server gave no text (it ended by {choice.get('finish_reason')})")
-    return Completion(json.loads(text) if chosen and not cut else text, (), None, tokens, cut)
-
-
-def _next_odds(answer: Any) -> dict[str, float] | Failed:
-    """Probabilities of the next token, as far as the server tells them."""
-    if isinstance(answer, Failed):
-        return answer
-    try:
-        told = answer["choices"][0]["logprobs"]
-        if "content" in told:
-            return {top["token"]: math.exp(top["logprob"]) for top in told["content"][0]["top_logprobs"]}
-        return {token: math.exp(logprob) for token, logprob in told["top_logprobs"][0].items()}
-    except (KeyError, TypeError, IndexError):
-        return Failed("the server tells no log-probabilities; choose an engine that does for this role")
-
-
-def _prompt_logprobs(answer: Any, tokens: list[int], before: int) -> list[float] | Failed:
-    if isinstance(answer, Failed):
-        return answer
-    try:
-        told = answer["choices"][0]["prompt_logprobs"]
-        return [told[k][str(tokens[k])]["logprob"] for k in range(before, len(tokens))]
-    except (KeyError, TypeError, IndexError):
-        return Failed("the server tells no log-probabilities of a prompt; take the vllm or local engine for this role")
-
-
-def _unspeakable(messages: Messages) -> Failed | None:
-    if not messages:
-        return Failed("there is no message to answer")
-    try:
-        json.dumps(messages, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return Failed(f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no text; mend the row")
-    return None
 
 
 def _message(said: dict[str, str | None]) -> dict[str, Any]:

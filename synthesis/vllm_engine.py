@@ -16,6 +16,8 @@ import copy
 import json
 import math
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,11 +27,12 @@ from typing import Any
 
 from curation.step import Completion, Failed
 from storage.schema import Messages
-from synthesis.chat import Chat, load_chat, seeds_of
+from synthesis.chat import Chat, load_chat, seeds_of, tell_failures
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 from synthesis.vllm_process import VllmProcess
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 # Places for adapters. On a CPU a request without an adapter is answered with whatever lies in the last one, so that
 # must stay empty: there is always a place more than there are adapters.
 _PLACES = (4, 8, 16, 32, 64)
@@ -118,16 +121,19 @@ class VllmEngine:
             else:
                 results[i] = [_completion(chat, one, stop) for one in outcome[0]]
                 self.used["generated_tokens"] += sum(c.tokens for c in results[i])
-                results[i] *= n // len(results[i])  # greedy answers are all the same, and asked for once
+                results[i] *= 1 if temperature else n  # greedy answers are all the same, and asked for once
             done(i, results[i])
 
-        for i, failure in enumerate(out):
-            if failure:
-                done(i, results[i])
+        tell_failures(results, done)
         self._ask(encoded, asked, told, len(prompts))
         return results
 
-    def choose(self, prompts: list[Messages], answers: list[str]) -> list[list[float] | Failed]:
+    def choose(
+        self,
+        prompts: list[Messages],
+        answers: list[str],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, odds: None,
+    ) -> list[list[float] | Failed]:
         """The forms "A" and " A" of an answer are summed where both are one token."""
         chat = self._base.chat
         forms = [chat.forms(a) for a in answers]
@@ -137,17 +143,22 @@ class VllmEngine:
         how = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": wanted, "detokenize": False}
 
         def told(i: int, outcome: Any) -> None:
-            if isinstance(outcome, Failed):
-                results[i] = outcome
-                return
-            _, tokens, logprobs = outcome[0][0][2]
-            odds = dict(zip(tokens, map(math.exp, logprobs), strict=True))
-            results[i] = [sum(odds[t] for t in form) for form in forms]
+            results[i] = outcome
+            if not isinstance(outcome, Failed):
+                _, tokens, logprobs = outcome[0][0][2]
+                odds = dict(zip(tokens, map(math.exp, logprobs), strict=True))
+                results[i] = [sum(odds[t] for t in form) for form in forms]
+            done(i, results[i])
 
+        tell_failures(results, done)
         self._ask(encoded, dict.fromkeys(fitting, how), told, len(prompts))
         return results
 
-    def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:
+    def logprobs(
+        self,
+        conversations: list[Messages],
+        done: Callable[[int, list[float] | Failed], None] = lambda i, numbers: None,
+    ) -> list[list[float] | Failed]:
         """Of the tokens that the model would have to say: the message's content and its end token."""
         chat = self._base.chat
         answered = [chat.encode_answered(c) for c in conversations]
@@ -156,12 +167,13 @@ class VllmEngine:
         how = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
 
         def told(i: int, outcome: Any) -> None:
-            if isinstance(outcome, Failed):
-                results[i] = outcome
-                return
-            starts, _, logprobs = outcome[1]
-            results[i] = [logprobs[starts[k]] for k in range(answered[i][1], len(encoded[i]))]
+            results[i] = outcome
+            if not isinstance(outcome, Failed):
+                starts, _, logprobs = outcome[1]
+                results[i] = [logprobs[starts[k]] for k in range(answered[i][1], len(encoded[i]))]
+            done(i, results[i])
 
+        tell_failures(results, done)
         self._ask(encoded, dict.fromkeys(fitting, how), told, len(conversations))
         return results
 
@@ -184,16 +196,18 @@ class VllmEngine:
         self.used["requests"] += requests
         self.used["failures"] += requests - len(asked)
         outcomes = self._base.process.answers({i: (encoded[i], how) for i, how in asked.items()}, self._adapter)
-        for answered, (i, outcome) in enumerate(outcomes, 1):
-            if isinstance(outcome, Failed):
-                self.used["failures"] += 1
-            else:
-                self.used["prompt_tokens"] += len(encoded[i])
-                self.used["cached_tokens"] += outcome[2]
-            told(i, outcome)
-            if self.progress:
-                self.progress(answered, len(asked))
-        self.used["seconds"] += time.monotonic() - began
+        try:
+            for answered, (i, outcome) in enumerate(outcomes, 1):
+                if isinstance(outcome, Failed):
+                    self.used["failures"] += 1
+                else:
+                    self.used["prompt_tokens"] += len(encoded[i])
+                    self.used["cached_tokens"] += outcome[2]
+                told(i, outcome)
+                if self.progress:
+                    self.progress(answered, len(asked))
+        finally:
+            self.used["seconds"] += time.monotonic() - began
 
 
 class _Base:
@@ -206,6 +220,8 @@ class _Base:
         self.settings = settings
         self.process = VllmProcess(settings | {"model": name, "max_model_len": self.chat.context})
         self.adapters: dict[str, tuple[str, int, str]] = {}  # by content: name, number and folder
+        # copies: vLLM reads an adapter when it is first asked of, and again after every start
+        self.copies = tempfile.TemporaryDirectory(prefix="thresher-adapters-")
         self.lock = threading.Lock()
 
     def learn(self, folder: Path) -> tuple[str, int, str]:
@@ -214,7 +230,8 @@ class _Base:
             (rank, modules), content = _adapter_needs(folder), folder_digest(folder)
             if content not in self.adapters and len(self.adapters) + 1 >= _PLACES[-1]:
                 raise EngineError(f"{len(self.adapters)} adapters in one lease are as many as vLLM is started for")
-            known = self.adapters.setdefault(content, (content, len(self.adapters) + 1, str(folder)))
+            if content not in self.adapters:
+                self.adapters[content] = (content, len(self.adapters) + 1, self._copied(folder, content))
             now = self.process.settings
             wanted = {
                 "enable_lora": True,
@@ -225,7 +242,16 @@ class _Base:
             if not wanted.items() <= now.items():
                 self.process.stop()
                 now |= wanted
-            return known
+            return self.adapters[content]
+
+    def _copied(self, folder: Path, content: str) -> str:
+        copied = Path(self.copies.name) / content
+        copied.mkdir(exist_ok=True)
+        for name in _OF_ADAPTER:
+            shutil.copyfile(folder / name, copied / name)
+        if folder_digest(folder) != content:
+            raise EngineError(f"{folder} was written to while it was read; wait until it is whole")
+        return str(copied)
 
 
 def _adapter_needs(folder: Path) -> tuple[int, list[str]]:

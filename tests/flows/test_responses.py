@@ -2,10 +2,12 @@ import pytest
 
 from curation.step import Completion, Failed
 from flows.engines import EngineError
-from flows.responses import Remembered
+from flows.responses import Remembered, RememberedClasses
+from flows.spending import in_words
+from storage.responses import Responses
 from storage.schema import message
 from storage.store import Store
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FakeNLI
 
 
 def ask(*texts):
@@ -151,6 +153,78 @@ def test_an_engine_that_dies_in_the_middle_leaves_what_it_has_told(store):
     engine = Telling()
     answers = Remembered(engine, store, None).generate(ask(*"abcde"), max_tokens=1)
     assert [c.text for [c] in answers] == [*"abcde"] and engine.asked == [*"de"]
+
+
+class Scoring(FakeEngine):
+    """Tells each number as it comes, and stops at the third."""
+
+    stops = True
+
+    def choose(self, prompts, answers, done=None):
+        return self._each(prompts, done)
+
+    def logprobs(self, conversations, done=None):
+        return self._each(conversations, done)
+
+    def _each(self, asked, done):
+        out = []
+        for i, messages in enumerate(asked):
+            if self.stops and i == 2:
+                raise EngineError("the budget is spent")
+            self.asked.append(messages[-1]["content"])
+            self.used.update(requests=1, prompt_tokens=10)
+            out.append(Failed("too long") if messages[-1]["content"] == "long" else [0.5])
+            done(i, out[-1])
+        return out
+
+
+@pytest.mark.parametrize("call", [lambda e, p: e.choose(p, ["A"]), lambda e, p: e.logprobs(p)])
+def test_numbers_that_were_told_before_a_stop_are_kept_and_counted(store, call):
+    prompts, spent = ask("a", "b", "c", "long"), {}
+    with pytest.raises(EngineError, match="budget"):
+        call(Remembered(Scoring(), store, None, spent=spent), prompts)
+    assert spent == {"requests": 2, "prompt_tokens": 20}
+    engine, seen = Scoring(), []
+    engine.stops = False
+    found = call(Remembered(engine, store, None, progress=lambda *x: seen.append(x)), prompts)
+    assert engine.asked == ["c", "long"] and found == [[0.5]] * 3 + [Failed("too long")]
+    assert seen == [(3, 4), (4, 4), (4, 4)]
+
+
+def test_what_a_call_that_was_cut_short_took_is_counted(store):
+    class Dying(Telling):
+        def generate(self, prompts, *, done, **how):
+            self.used.update(requests=3, prompt_tokens=30, cost=1.5)
+            super().generate(prompts[:3], done=done, **how)
+            raise KeyboardInterrupt
+
+    spent = {}
+    with pytest.raises(KeyboardInterrupt):
+        Remembered(Dying(), store, None, spent=spent).generate(ask(*"24689"), max_tokens=9)
+    assert spent == {"requests": 3, "generated_tokens": 12, "prompt_tokens": 30, "cost": 1.5}
+
+
+def test_pairs_are_judged_once_and_both_are_counted(store):
+    class Judge(FakeNLI):
+        def classify(self, pairs):
+            judged = zip(pairs, super().classify(pairs), strict=True)
+            return [Failed("too long") if "long" in pair else odds for pair, odds in judged]
+
+    engine, spent = Judge(), {}
+    for some in ([("a", "b"), ("a", "long")], [("a", "b"), ("c", "d")]):
+        RememberedClasses(engine, store, spent=spent).classify(some)
+    assert engine.asked == [("a", "b"), ("a", "long"), ("c", "d")]
+    assert spent.pop("engine_seconds", 0) >= 0
+    assert spent == {"classified_pairs": 4, "pairs_from_store": 1, "failures": 1}
+    assert in_words(spent) == "4 pairs judged (1 from the store), 1 failed, 0.0 s of the engine"
+
+
+def test_a_sum_that_two_commands_add_to_holds_both(store):
+    one, other = (Responses(store.root / "responses.sqlite") for _ in range(2))
+    assert one.sums("run") == {}
+    one.add("run", {"cost": 1.5})
+    assert other.add("run", {"cost": 2.0, "requests": 1}) == {"cost": 3.5, "requests": 1}
+    assert one.sums("run") == {"cost": 3.5, "requests": 1} and one.sums("another") == {}
 
 
 def test_what_was_needed_and_what_was_asked_are_counted_apart(store):

@@ -383,3 +383,32 @@ def test_a_step_says_in_its_run_what_it_asked_and_of_how_many_rows(tmp_path):
     assert (facts["rows"], facts["requests"]) == (3, 9)
     assert cost(store, made).startswith("3.0 model calls a row")
     assert cost(store, run_step(store, number, Times(), made)) == ""
+
+
+@toy("dear", "score", writes="dear_length")
+def dear(rows: pl.DataFrame, cfg: Times, judge: Engine) -> pl.DataFrame:
+    """Asks a judge for each row, and is cut short after the first time."""
+    seen.append(rows["id"].to_list())
+    judge.generate([[message("user", "?")]] * rows.height, max_tokens=1)
+    if len(seen) == 1:
+        raise KeyboardInterrupt
+    return rows.with_columns(dear_length=pl.lit(1))
+
+
+def test_what_a_step_spent_before_it_was_cut_short_is_in_its_account(tmp_path):
+    store, spent = Store(tmp_path), {}
+
+    class Priced(FakeEngine):
+        def generate(self, prompts, **how):
+            spent["cost"] = spent.get("cost", 0) + len(prompts)
+            return super().generate(prompts, **how)
+
+    @contextmanager
+    def opened():
+        yield {"judge": Priced()}
+
+    lease, given = Lease({"judge": "x"}, opened, spent), pool(store, 1, 2, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(store, dear, Times(), given, lease=lease)
+    made = run_step(store, dear, Times(), given, lease=lease)
+    assert store.run_facts(made)["cost"] == 5  # the first part of two rows twice, the second of one once

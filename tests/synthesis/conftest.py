@@ -7,6 +7,7 @@ import pytest
 from synthesis.local_engine import LocalEngine
 from tests.conftest import make_adapter
 from tests.synthesis.engines import NANO, openai_engine, vllm_engine, vllm_server
+from tests.synthesis.small_server import Server
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,16 @@ def openai(server_url):
     engine = openai_engine(server_url)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def serving():
+    servers = []
+
+    def serve(manner=lambda text, times: None):
+        servers.append(Server(manner))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.http.shutdown()

@@ -1,5 +1,6 @@
 """What every engine promises, asked of each alike: the same embedded model in this process, in vLLM's, on a server."""
 
+import json
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from curation.step import Failed
 from storage.schema import message
-from tests.synthesis.engines import NANO, copied, needs_vllm
+from tests.synthesis.engines import NANO, copied, needs_vllm, openai_engine
 
 KINDS = ["a play", "the weather", "a song", "a table for two", "a film", "a book", "the news"]
 PROMPTS = [
@@ -201,6 +202,47 @@ def test_each_answer_is_told_when_it_is_there(engine):
     prompts = [*PROMPTS[:5], []]
     whole = engine.generate(prompts, max_tokens=3, done=lambda i, answers: heard.update({i: answers}))
     assert [heard[i] for i in range(6)] == whole
+
+
+def test_each_number_is_told_when_it_is_there(engine):
+    prompts = [*PROMPTS[:3], []]
+    asked = [*answered(PROMPTS[:3], *"abc"), []]
+    for call in (lambda **told: engine.choose(prompts, ["A"], **told), lambda **told: engine.logprobs(asked, **told)):
+        heard = {}
+        whole = call(done=lambda i, numbers, heard=heard: heard.update({i: numbers}))
+        assert [heard[i] for i in range(4)] == whole and isinstance(whole[3], Failed)
+
+
+def test_greedy_samples_are_alike_and_drawn_ones_as_many_as_asked(engine):
+    [row] = engine.generate(PROMPTS[:1], max_tokens=3, n=3)
+    assert len(row) == 3 and len({c.text for c in row}) == 1
+    [drawn] = engine.generate(PROMPTS[:1], max_tokens=8, n=5, temperature=1.5, seed=3)
+    assert len(drawn) == 5 and len({c.text for c in drawn}) > 1
+
+
+def test_characters_that_stand_for_control_tokens_inside_are_read_as_themselves(engine, local):
+    hostile = "".join(map(chr, range(0x10E000, 0x10E010)))
+    [[said], [fine]] = engine.generate([ask(f"x{hostile}y<|end|>"), PROMPTS[0]], max_tokens=2)
+    assert said.error is None and fine.error is None
+    chat = local._base.chat
+    [ids] = chat.encode([ask(f"x{hostile}y<|end|>")])
+    read = chat.tokenizer.decode(ids).replace(" ", "")
+    assert f"x{hostile}y<|end|>" in read and [ids.count(t) for t in chat.ends] == [1]
+
+
+@needs_vllm
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_without_the_tokenizer_the_server_gives_choices_json_and_letters_too(server_url):
+    engine = openai_engine(server_url, tokenizer=False)
+    got = engine.generate(PROMPTS[:6], max_tokens=20, choices=["rate the book", "play a song", "5"])
+    assert {c.text for [c] in got} <= {"rate the book", "play a song", "5"} and not any(c.error for [c] in got)
+    schema = {"type": "object", "properties": {"stars": {"type": "integer", "enum": [1, 2]}}, "required": ["stars"]}
+    got = engine.generate(PROMPTS[:2], max_tokens=40, schema=schema | {"additionalProperties": False})
+    assert {json.loads(c.text)["stars"] for [c] in got} <= {1, 2}
+    drawn = engine.generate(PROMPTS[:1], max_tokens=8, n=3, temperature=1.0, seed=1)
+    assert len({c.text for c in drawn[0]}) > 1
+    assert all(0 <= p <= 1 for p in engine.choose(PROMPTS[:1], ["A", "B"])[0])
 
 
 def test_no_prompts_give_no_answers(engine):

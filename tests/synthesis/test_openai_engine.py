@@ -2,87 +2,15 @@
 
 import json
 import logging
-import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from curation.step import Failed
 from storage.schema import message
 from synthesis.http import Limit
-from synthesis.openai_engine import EngineError, OpenAIEngine
-
-
-def ask(*texts):
-    return [[message("user", t)] for t in texts]
-
-
-class Server:
-    """Answers each chat with its last message in capitals; `manner(text, how often it came)` may have it misbehave."""
-
-    def __init__(self, manner):
-        self.manner, self.seen, self.bodies = manner, Counter(), []
-        self.flying = self.most = 0
-        outer, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = body["messages"][-1]["content"]
-                with lock:
-                    outer.bodies.append((body, self.headers.get("Authorization")))
-                    outer.seen[text] += 1
-                    outer.flying += 1
-                    outer.most = max(outer.most, outer.flying)
-                try:
-                    said = outer.manner(text, outer.seen[text]) or (200, answer(text), "application/json")
-                finally:
-                    with lock:
-                        outer.flying -= 1
-                status, content, kind, *headers = said
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content) + (50 if "short" in headers else 0)))
-                if status == 429:
-                    self.send_header("Retry-After", "0.1")
-                self.end_headers()
-                self.wfile.write(content)
-                if "short" in headers:
-                    self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-def answer(text, finish="stop"):
-    choice = {"index": 0, "message": {"content": text.upper()}, "finish_reason": finish}
-    usage = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
-    return json.dumps({"choices": [choice], "usage": usage}).encode()
-
-
-@pytest.fixture
-def serving():
-    servers = []
-
-    def serve(manner=lambda text, times: None):
-        servers.append(Server(manner))
-        return servers[-1]
-
-    yield serve
-    for server in servers:
-        server.http.shutdown()
-
-
-def engine(server, **settings):
-    return OpenAIEngine("model", url=server.url, **{"timeout": 20, "attempts": 3} | settings)
+from synthesis.openai_engine import EngineError
+from tests.synthesis.small_server import answer, ask, engine
 
 
 def test_each_row_says_what_a_server_did_to_it(serving):
