@@ -13,6 +13,7 @@ from storage.copies import Copies
 from storage.reading import raw_file, read_batches, tell_format
 from storage.schema import prompt, response
 from storage.store import StoreError
+from training.sizes import parameters
 
 BACKWARD = 2.0  # cost of the LoRA backward pass, in forward passes
 EFFICIENCY = 0.4  # share of the machine's matrix speed that a small model reaches
