@@ -46,6 +46,8 @@ def test_runs_do_not_reach_from_one_text_into_another():
     alone = shares(five).row(0)
     assert shares(five, five, "", five).rows() == [alone, alone, shares("").row(0), alone]
     assert alone[:-1] == (0.0,) * len(MOST_REPEATED)
+    apart = shares("a b c d e a", "b c d e z")
+    assert apart.select(pl.exclude("words")).sum().row(0) == (0.0,) * len(MOST_REPEATED)
 
 
 def test_many_texts_are_judged_as_each_alone(monkeypatch):
