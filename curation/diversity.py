@@ -5,28 +5,39 @@
     draw             without replacement, p proportional to quality q (or softmax(q), the paper's repository)
     after training   w_j <- w_j * exp(s_j / tau), s_j the mean gain of the cluster's rows over the base model
 
-The paper's own update, w_j * s_j / sum(s), is undefined for negative gains; the exponential form is its repair. A
-floor of 0.1 / K keeps every cluster in the draw, and a cluster nobody looked at keeps its weight.
+The paper's own update, w_j * s_j / sum(s), is undefined for negative gains; the exponential form is its repair, and the
+paper's (from the least gain where one is negative) and its repository's are there beside it. A floor of 0.1 / K keeps
+every cluster in the draw, and a cluster nobody looked at keeps its weight.
 """
 
-from typing import Literal
+from collections.abc import Container
+from typing import Literal, Self
 
 import numpy as np
 import polars as pl
 from pydantic import Field
-from sklearn.cluster import KMeans
 
 from curation.choice import ChoiceConfig, for_training
 from curation.draw import largest_remainder, uniform
+from curation.kmeans import Backend, assign, backend_here, best_by_silhouette, directions, train
 from curation.step import StepConfig, StepError, step
 
 
 class Cluster(StepConfig):
     clusters: int = Field(40, ge=1)
-    """Number of clusters; fewer where there are fewer rows."""
+    """Number of clusters; fewer where there are fewer different rows."""
+
+    silhouette: bool = False
+    """Take the number with the highest silhouette on a sample: of `clusters`, a half of it, a quarter and so on."""
+
+    backend: Backend = "auto"
+    """What computes: faiss-gpu, faiss, scikit-learn, or auto: the first of these that this machine has."""
 
     seed: int = 0
-    """Seed of the k-means++ starts."""
+    """Seed of the samples and the starts."""
+
+    def settled(self, models: Container[str]) -> Self:
+        return self if self.backend != "auto" else self.model_copy(update={"backend": backend_here()})
 
 
 class QualityDraw(ChoiceConfig):
@@ -39,59 +50,110 @@ class QualityDraw(ChoiceConfig):
     round: int = Field(0, ge=0)
     """Turn of the loop, written into the choice and mixed into the draw."""
 
+    rounds: int = Field(1, ge=1)
+    """Rounds over which the choice is filled, each adding as many new rows; 1 draws the whole choice anew each round."""
+
     def columns(self) -> tuple[str, ...]:
         return (self.quality, *super().columns())
 
 
 class Reweight(StepConfig):
+    update: Literal["exponential", "ratio", "softmax"] = "exponential"
+    """Weights times exp(gain / tau); times gain over the sum of gains (the paper); or softmax of gains (its code)."""
+
     tau: float = Field(1.0, gt=0)
-    """How slowly weights follow the gains, in nats per token."""
+    """How slowly weights follow the gains, in nats per token; `ratio` has no such pace."""
+
+    judged_by: Literal["all", "validation"] = "all"
+    """Rows whose gains count; those kept for validation were not trained on, so no wrong answer was learnt by heart."""
 
     floor: float = Field(0.1, ge=0, le=1)
     """Least weight of a cluster, as a share of the uniform weight."""
 
 
-@step("kmeans-cluster", kind="score", scope="dataset", reads="embedding", writes="diversity_cluster diversity_share")
+@step(
+    "kmeans-cluster",
+    kind="score",
+    scope="dataset",
+    reads="embedding",
+    writes="diversity_cluster diversity_share diversity_distance",
+    without="messages",
+    version=2,
+)
 def cluster(rows: pl.DataFrame, cfg: Cluster) -> pl.DataFrame:
     """k-means clusters in embedding space, fitted on the imported rows; grown rows join the nearest.
 
     So clusters keep their numbers while the pool grows from round to round. The share of imported rows in a row's
     cluster is written beside it: a filter that mistrusts one kind of row must not thin that kind out of the choice.
+    So is its distance to the centre, by which typical rows are found. A row whose vector is missing, zero or not finite
+    has no cluster.
     """
-    if rows.is_empty():
-        nothing = {"diversity_cluster": pl.Int32, "diversity_share": pl.Float64}
-        return rows.with_columns(**{name: pl.lit(None, dtype=kind) for name, kind in nothing.items()})
-    vectors = rows["embedding"].to_numpy()
-    imported = (rows["round"] == 0).to_numpy()
-    fit_on = vectors[imported] if imported.any() else vectors
-    distinct = len(np.unique(fit_on, axis=0))
-    means = KMeans(min(cfg.clusters, distinct), n_init=3, random_state=cfg.seed).fit(fit_on)
-    share = np.bincount(means.labels_, minlength=means.n_clusters) / len(means.labels_)
-    found = means.predict(vectors)
+    vectors = rows["embedding"].to_numpy() if rows.height else np.zeros((0, 1), np.float32)
+    usable = directions(vectors)
+    imported = usable & (rows["round"] == 0).to_numpy()
+    fit_on = imported if imported.any() else usable
+    label, distance = np.full(rows.height, -1), np.zeros(rows.height, np.float32)
+    share = np.zeros(1)
+    if usable.any():
+        backend = cfg.settled(()).backend
+        among = np.flatnonzero(fit_on)
+        k = best_by_silhouette(vectors, cfg.clusters, cfg.seed, backend, among) if cfg.silhouette else cfg.clusters
+        centroids = train(vectors, k, cfg.seed, backend, among)
+        where = slice(None) if usable.all() else usable
+        found = assign(vectors[where], centroids, backend)
+        label[where] = found.label
+        inhabited = np.unique(label[fit_on])
+        if len(inhabited) < len(centroids):  # equal rows need no two clusters; the others are numbered anew
+            found = assign(vectors[where], centroids[inhabited], backend)
+        label[where], distance[where] = found.label, found.distance
+        share = np.bincount(label[fit_on], minlength=len(inhabited)) / fit_on.sum()
+    known = pl.when(pl.Series(usable, dtype=pl.Boolean))
     return rows.with_columns(
-        diversity_cluster=pl.Series(found, dtype=pl.Int32), diversity_share=pl.Series(share[found], dtype=pl.Float64)
+        diversity_cluster=known.then(pl.Series(label, dtype=pl.Int32)),
+        diversity_share=known.then(pl.Series(share[label], dtype=pl.Float64)),
+        diversity_distance=known.then(pl.Series(distance, dtype=pl.Float32)),
     )
 
 
-@step("kmeans-quality", kind="select", scope="dataset", reads="diversity_cluster diversity_share")
-def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Split the budget over clusters by weight, then draw within each in proportion to quality."""
+@step(
+    "kmeans-quality",
+    kind="select",
+    scope="dataset",
+    reads="diversity_cluster diversity_share",
+    without="messages",
+    version=2,
+)
+def draw(
+    rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """Split the budget over clusters by weight, then draw within each in proportion to quality.
+
+    With `rounds` over 1 the rows of the `earlier` choice stay taken and only the round's share of new ones is drawn,
+    so that the last round has filled the budget.
+    """
     if cfg.quality not in rows.columns:
         raise StepError(
             f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
         )
-    pool = for_training(rows)
+    pool = for_training(rows).drop_nulls("diversity_cluster")
     pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_not_nan())  # null neither: such a row is not drawn
+    wanted, kept = cfg.rows, pool.clear()
+    if cfg.rounds > 1:
+        before = earlier.filter("taken")["id"] if earlier is not None else pl.Series([], dtype=pl.String)
+        kept = pool.filter(pl.col("id").is_in(before.implode()))
+        pool = pool.filter(~pl.col("id").is_in(before.implode()))
+        wanted = max(cfg.rows * min(max(cfg.round, 1), cfg.rounds) // cfg.rounds - kept.height, 0)
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len(), weight=pl.col("diversity_share").first())
     sizes = sizes.sort("diversity_cluster")
     if weights is not None:
         sizes = sizes.drop("weight")
         known = weights.select(pl.col("cluster").cast(pl.Int32).alias("diversity_cluster"), "weight")
         sizes = sizes.join(known, on="diversity_cluster", how="left").with_columns(pl.col("weight").fill_null(0.0))
-    budget = largest_remainder(sizes["weight"].to_numpy(), sizes["size"].to_numpy(), cfg.rows)
-    sizes = sizes.with_columns(budget=pl.Series(budget))
+    budget = largest_remainder(sizes["weight"].to_numpy(), sizes["size"].to_numpy(), wanted)
+    sizes = sizes.with_columns(budget=pl.Series(budget, dtype=pl.Int64))
     ranked = _ranked(pool, cfg).join(sizes, on="diversity_cluster", how="left")
-    return ranked.sort("diversity_cluster", "rank").select(
+    turn = pl.lit(cfg.round, dtype=pl.Int32)
+    drawn = ranked.sort("diversity_cluster", "rank").select(
         "id",
         taken=pl.col("rank") <= pl.col("budget"),
         why=pl.format(
@@ -102,10 +164,13 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
             pl.col("weight").round(4),
             pl.lit(cfg.quality),
             pl.col("quality").round(3),
-        ).fill_null("no quality is known"),
+        ),
         weight=pl.col("weight").cast(pl.Float64),
-        round=pl.lit(cfg.round, dtype=pl.Int32),
+        round=turn,
     )
+    none = pl.lit(None, dtype=pl.Float64)
+    stay = kept.select("id", taken=True, why=pl.lit("taken in an earlier round"), weight=none, round=turn)
+    return pl.concat([stay, drawn])
 
 
 @step(
@@ -114,15 +179,24 @@ def draw(rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = No
     scope="dataset",
     reads="diversity_cluster diversity_share base_nll",
     writes="cluster weight gain rows",
+    takes="split",
+    without="messages",
+    version=2,
 )
 def reweight(
     rows: pl.DataFrame, cfg: Reweight, results: pl.DataFrame, weights: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Next round's cluster weights: up where training gained over the base model, down where it did not."""
+    rows = rows.drop_nulls("diversity_cluster")
     clusters = rows.group_by(cluster="diversity_cluster").agg(weight=pl.col("diversity_share").first()).sort("cluster")
     if weights is not None:
         clusters = clusters.select("cluster").join(weights.select("cluster", "weight"), on="cluster", how="left")
-    seen = rows.select("id", "diversity_cluster", "base_nll").join(results.select("id", "student_nll"), on="id")
+    judged = rows
+    if cfg.judged_by == "validation":
+        if "split" not in rows.columns:
+            raise StepError("reweight-clusters judges by validation rows, and no row is one; run `split` first")
+        judged = rows.filter(pl.col("split") == "validation")
+    seen = judged.select("id", "diversity_cluster", "base_nll").join(results.select("id", "student_nll"), on="id")
     gains = (
         seen.with_columns(gain=pl.col("base_nll") - pl.col("student_nll"))
         .drop_nulls("gain")
@@ -136,12 +210,20 @@ def reweight(
 
 
 def updated_weights(weights: np.ndarray, gains: np.ndarray, cfg: Reweight) -> np.ndarray:
-    """Weights times exp(gain / tau); NaN gains keep their weight; floored and summing to 1."""
+    """The next weights, by `cfg.update`; NaN gains keep their weight; floored and summing to 1.
+
+    `ratio` with a negative gain among them counts gains from the least one.
+    """
     seen = np.isfinite(gains)
     new = weights.astype(float).copy()
     if seen.any() and new[seen].sum() > 0:
-        raised = new[seen] * np.exp((gains[seen] - gains[seen].max()) / cfg.tau)
-        new[seen] = raised / raised.sum() * new[seen].sum()  # what the seen clusters had in all stays theirs
+        s, was = gains[seen], new[seen]
+        if cfg.update == "ratio":
+            raised = was * (s - min(s.min(), 0.0))
+        else:
+            raised = np.exp((s - s.max()) / cfg.tau) * (was if cfg.update == "exponential" else 1.0)
+        if raised.sum() > 0:  # else no gain tells a cluster from another
+            new[seen] = raised / raised.sum() * was.sum()  # what the seen clusters had in all stays theirs
     if new.sum() <= 0:
         new = np.ones_like(new)
     new = new / new.sum() + cfg.floor / max(len(new), 1)

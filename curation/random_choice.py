@@ -11,7 +11,7 @@ class Random(ChoiceConfig):
     pass
 
 
-@step("random", kind="select", scope="dataset")
+@step("random", kind="select", scope="dataset", without="messages")
 def take_at_random(rows: pl.DataFrame, cfg: Random) -> pl.DataFrame:
     """Take rows uniformly at random; rows that are kept for validation are left out."""
     pool = for_training(rows).select("id")

@@ -139,6 +139,7 @@ class Step:
     takes: tuple[str, ...] = ()  # columns that it is handed where the dataset has them
     revives: str = ""  # a step whose dropped rows are handed over like live ones
     code: str = ""  # digest of the file of a user's own step, which is in the key; ours have versions
+    without: tuple[str, ...] = ()  # columns of a row that it is not handed
 
     @property
     def help(self) -> str:
@@ -172,7 +173,8 @@ class Step:
         alive = pl.col("drop_reason").is_null()
         if self.revives:
             alive |= pl.col("drop_reason").str.starts_with(f"{self.revives}: ")
-        live = rows.filter(alive)
+        # A filter copies, also where it leaves everything, and a dataset's embeddings are large.
+        live = rows if rows["drop_reason"].null_count() == rows.height else rows.filter(alive)
         given = {r: engines[r] if r in asked else None for r in self.roles} | {t: tables.get(t) for t in self.tables}
         out = self.fn(live, config, **given)
         if self.kind == "revise":
@@ -198,6 +200,7 @@ def step(
     good: str = "",
     takes: str = "",
     revives: str = "",
+    without: str = "",
 ) -> Callable[[Callable[..., pl.DataFrame]], Step]:
     """Register a function as a step.
 
@@ -210,6 +213,9 @@ def step(
 
     A `revise` step gives back the rows it was given, in their order, and then the new ones; `revives` names the filter
     whose dropped rows it is given too.
+
+    `without` names columns of a row that the step does not look at. A step of the scope `dataset` that needs no text
+    says `without="messages"`, or the text of the whole pool is read into memory for it.
     """
     if stray := sorted(c for c in _signed(good) if kind != "score" or c not in writes.split()):
         raise StepError(f"step {name}: good names {stray}; only a score step can tell, by a column that it writes")
@@ -231,6 +237,7 @@ def step(
             good=_signed(good),
             takes=tuple(takes.split()),
             revives=revives,
+            without=tuple(without.split()),
         )
         if STEPS.setdefault(name, made) is not made:
             raise StepError(f"two steps are named {name!r}")
@@ -304,7 +311,10 @@ def _put_back(step: Step, rows: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame
         return out
     own = list(step.writes) if step.kind == "score" else [*step.writes, "drop_reason"]
     mine = out.select("id", *own)
-    joined = rows.drop(own, strict=False).join(mine, on="id", how="left", maintain_order="left")
+    if out["id"].equals(rows["id"]) and out["id"].n_unique() == rows.height:  # nothing to put back
+        joined = rows.with_columns(mine.drop("id"))
+    else:
+        joined = rows.drop(own, strict=False).join(mine, on="id", how="left", maintain_order="left")
     if joined.height != rows.height:
         raise StepError(f"{step.name}: two rows of its input have the same id")
     if step.kind == "filter":

@@ -1,5 +1,7 @@
 """A budget in tokens, for steps that choose a number of rows: the most rows whose tokens fit."""
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from curation.step import find_step
@@ -7,7 +9,9 @@ from flows.config import Use
 from storage.store import Store, StoreError
 
 
-def rows_within(store: Store, use: Use, counted: str, tokens: int, weights: str | None, **drawn: int) -> int:
+def rows_within(
+    store: Store, use: Use, counted: str, tokens: int, tables: Mapping[str, str | None], **drawn: int
+) -> int:
     """The most rows that the step can take within so many tokens; `counted` are the rows with the column `tokens`.
 
     Found by halving: a choice of more rows is taken to hold more tokens.
@@ -15,10 +19,10 @@ def rows_within(store: Store, use: Use, counted: str, tokens: int, weights: str 
     step = find_step(use.step)
     rows = store.read(counted)
     live = rows.filter(pl.col("drop_reason").is_null())
-    tables = {"weights": store.read(weights)} if weights and "weights" in step.tables else {}
+    given = {name: store.read(dataset) for name, dataset in tables.items() if dataset and name in step.tables}
 
     def held(n: int) -> int:
-        choice = step(rows, use.config(rows=n, **drawn), {}, tables).filter("taken")
+        choice = step(rows, use.config(rows=n, **drawn), {}, given).filter("taken")
         return int(live.join(choice, on="id", how="semi")["tokens"].sum())
 
     low, high = 0, live.height

@@ -47,7 +47,7 @@ def go_round(
         turn = Turn(config, root, seed, number, student, label)
         guarded = turn.guard(assemble.together(store, base), heldout)
         rows = turn.score(guarded, heldout)
-        choice, chosen = turn.choose(rows, weights)
+        choice, chosen = turn.choose(rows, weights, rounds[-1].choice if rounds else None)
         student = turn.train("train", chosen, heldout)
         tested = turn.evaluate("evaluate held-out", heldout, student) if test else None
         results, validated, new = None, None, []
@@ -129,14 +129,15 @@ class Turn:
             rows = replace(self, student=student).apply(use, rows, name=name)
         return rows
 
-    def choose(self, rows: str, weights: str | None = None) -> tuple[str, str]:
-        """The choice, and the rows that it took."""
+    def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:
+        """The choice, and the rows that it took; `earlier` is the choice of the round before."""
         use, tokens = self.config.choose, self.config.budget.tokens
         if tokens:
             rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
-            within = rows_within(self.store, use, rows, tokens, weights, **self._drawn())
+            tables = {"weights": weights, "earlier": earlier}
+            within = rows_within(self.store, use, rows, tokens, tables, **self._drawn())
             use = use.model_copy(update={"with_": use.with_ | {"rows": within}})
-        choice = self.apply(use, rows, weights=weights)
+        choice = self.apply(use, rows, weights=weights, earlier=earlier)
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:

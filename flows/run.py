@@ -97,7 +97,8 @@ def _run_shards(
     tables = {name: dataset for name, dataset in made.inputs.items() if name in step.tables}
     digests = {name: store.manifest(dataset).digest for name, dataset in tables.items()}
     made_of = (made.step, step.edition, made.config, made.engines, digests)
-    read = [_projected(shard, {*ROW.names, *step.reads, *step.takes, *config.columns()}) for shard in source.shards]
+    wanted = ({*ROW.names} - {*step.without}) | {*step.reads, *step.takes, *config.columns()}
+    read = [_projected(shard, wanted) for shard in source.shards]
     if step.scope == "dataset" or step.kind in ("select", "table"):
         groups = [list(range(len(read)))]
         keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]

@@ -12,6 +12,7 @@ from curation import (  # noqa: F401
     heldout,
     instructmining,
     judged,
+    kcenter,
     language,
     longest,
     perplexity,

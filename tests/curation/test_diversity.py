@@ -80,9 +80,26 @@ def test_weights_follow_gains_and_unseen_clusters_keep_theirs():
     assert kept.sum() == pytest.approx(1)
 
 
+def test_the_papers_update_gives_its_worked_values():
+    config, third = dv.Reweight(update="ratio", floor=0.0), np.full(3, 1 / 3)
+    gains = np.array([0.2, 0.3, 0.5])
+    once = dv.updated_weights(third, gains, config)
+    assert once == pytest.approx([0.2, 0.3, 0.5])
+    assert dv.updated_weights(once, gains, config) == pytest.approx([0.105, 0.237, 0.658], abs=1e-3)
+    assert dv.updated_weights(third, np.array([-0.5, 0.0, 1.0]), config) == pytest.approx([0.0, 0.25, 0.75])
+
+
+def test_the_repositorys_update_forgets_the_weights_before():
+    config = dv.Reweight(update="softmax", floor=0.0)
+    for before in ([1 / 3] * 3, [0.8, 0.1, 0.1]):
+        new = dv.updated_weights(np.array(before), np.array([-0.5, 0.0, 1.0]), config)
+        assert new == pytest.approx([0.140, 0.231, 0.629], abs=1e-3)
+
+
+@pytest.mark.parametrize("update", ["exponential", "ratio", "softmax"])
 @pytest.mark.parametrize("gains", [[-5.0, -5.0], [0.0, 0.0], [-1.0, 1.0], [np.nan, np.nan], [1e6, -1e6]])
-def test_weights_are_never_negative_or_undefined(gains):
-    new = dv.updated_weights(np.array([0.5, 0.5]), np.array(gains), dv.Reweight())
+def test_weights_are_never_negative_or_undefined(gains, update):
+    new = dv.updated_weights(np.array([0.5, 0.5]), np.array(gains), dv.Reweight(update=update))
     assert np.isfinite(new).all() and (new > 0).all() and new.sum() == pytest.approx(1)
 
 
@@ -126,3 +143,118 @@ def test_swapped_results_of_two_clusters_change_the_next_choice():
         counts = choice.filter("taken").join(rows_, on="id")["diversity_cluster"].value_counts()
         chosen[order] = dict(counts.iter_rows())
     assert chosen[0, 1][0] == chosen[1, 0][1] > chosen[0, 1][1]
+
+
+def test_quality_is_drawn_in_proportion_or_by_its_exponential():
+    n, q = 1500, {"a": 2.0, "b": 4.0, "c": 6.0}
+    for mode, expected in (("proportional", [1 / 6, 1 / 3, 1 / 2]), ("softmax", [0.016, 0.117, 0.867])):
+        rows_ = pool([3] * n).with_columns(clear_confidence=pl.Series([*q.values()] * n))
+        choice = dv.draw(rows_, dv.QualityDraw(rows=n, mode=mode)).filter("taken").join(rows_, on="id")
+        firsts = choice["clear_confidence"].value_counts().sort("clear_confidence")["count"] / n
+        assert choice.height == n
+        assert firsts.to_list() == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
+def test_well_separated_blobs_are_found_and_counted_by_silhouette(backend):
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(4, 8)) * 10
+    base = embedded(np.concatenate([c + rng.normal(size=(30, 8)) * 0.1 for c in centres]))
+    out = dv.cluster(base, dv.Cluster(clusters=16, silhouette=True, backend=backend))
+    assert out["diversity_cluster"].n_unique() == 4
+    assert out.group_by(pl.int_range(pl.len()) // 30).agg(pl.col("diversity_cluster").n_unique())[
+        "diversity_cluster"
+    ].to_list() == [1] * 4
+    assert out["diversity_share"].unique().to_list() == [0.25]
+
+
+def embedded(vectors):
+    vectors = np.asarray(vectors, np.float16)
+    column = pl.Series("embedding", vectors, dtype=pl.Array(pl.Float16, vectors.shape[1]))
+    return rows(*[("q", "a")] * len(vectors)).with_columns(column)
+
+
+def test_the_same_pool_and_seed_give_the_same_clusters():
+    base = embedded(np.random.default_rng(2).normal(size=(300, 8)))
+    one, two = (dv.cluster(base, dv.Cluster(clusters=9)) for _ in range(2))
+    assert one.equals(two)
+    distance = one.select("diversity_cluster", "diversity_distance").group_by("diversity_cluster").agg(pl.all().max())
+    assert distance["diversity_distance"].min() > 0
+
+
+@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
+def test_rows_without_a_direction_have_no_cluster_and_are_never_drawn(backend):
+    vectors = np.random.default_rng(3).normal(size=(12, 4))
+    vectors[[1, 5]] = [[np.nan, 1, 1, 1], [0, 0, 0, 0]]
+    vectors[7, 2] = np.inf
+    base = embedded(vectors).with_columns(clear_confidence=pl.lit(1.0))
+    base = base.with_columns(embedding=pl.when(pl.col("id") != "r9").then("embedding"))
+    out = dv.cluster(base, dv.Cluster(clusters=3, backend=backend))
+    lost = out.filter(pl.col("diversity_cluster").is_null())["id"].to_list()
+    assert lost == ["r1", "r5", "r7", "r9"]
+    kept = out.drop_nulls("diversity_cluster")
+    assert kept.group_by("diversity_cluster").agg(pl.col("diversity_share").first())["diversity_share"].sum() == 1
+    taken = dv.draw(out, dv.QualityDraw(rows=12)).filter("taken")["id"]
+    assert sorted(taken) == sorted(set(out["id"]) - set(lost))
+
+
+@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
+@pytest.mark.parametrize(
+    ("vectors", "clusters"),
+    [
+        pytest.param([[1.0, 0.0]] * 6, 1, id="all-rows-equal"),
+        pytest.param([[1.0, 0.0], [0.0, 1.0]], 2, id="more-clusters-than-rows"),
+        pytest.param([[1.0, 0.0]], 1, id="one-row"),
+        pytest.param([[0.0, 0.0]] * 3, 0, id="no-direction-at-all"),
+        pytest.param(np.zeros((0, 2)), 0, id="an-empty-pool"),
+    ],
+)
+def test_pools_with_little_in_them_have_few_clusters(vectors, clusters, backend):
+    base = embedded(np.reshape(vectors, (-1, 2))).with_columns(clear_confidence=pl.lit(0.5))
+    out = dv.cluster(base, dv.Cluster(clusters=5, backend=backend))
+    assert out["diversity_cluster"].drop_nulls().unique().sort().to_list() == list(range(clusters))
+    assert dv.draw(out, dv.QualityDraw(rows=100)).filter("taken").height == len(vectors) * (clusters > 0)
+    assert dv.cluster(base, dv.Cluster(clusters=5, silhouette=True, backend=backend)).height == len(vectors)
+
+
+def test_a_backend_is_decided_before_anything_is_run():
+    assert dv.Cluster().settled(()).backend in ("faiss", "faiss-gpu", "scikit-learn")
+    assert dv.Cluster(backend="scikit-learn").settled(()).backend == "scikit-learn"
+
+
+def test_a_budget_over_rounds_is_filled_by_new_rows_alone():
+    rows_, choice, taken, sizes = pool([30, 20, 10]), None, set(), []
+    for number in (1, 2, 3):
+        tables = {"earlier": choice} if choice is not None else {}
+        choice = STEPS["kmeans-quality"](rows_, dv.QualityDraw(rows=20, rounds=3, round=number), tables=tables)
+        now = set(choice.filter("taken")["id"])
+        assert taken <= now and choice["id"].n_unique() == choice.height
+        sizes.append(len(now) - len(taken))
+        taken = now
+    assert sum(sizes) == 20
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_cluster_of_noise_loses_its_weight_round_by_round():
+    rows_, weights, noise = pool([20] * 10), None, []
+    for _ in range(3):
+        table = results(rows_, {c: 0.0 if c == 4 else 1.0 for c in range(10)})
+        given = {"results": table} | ({"weights": weights} if weights is not None else {})
+        weights = STEPS["reweight-clusters"](rows_, dv.Reweight(), tables=given)
+        noise.append(weights.filter(pl.col("cluster") == 4)["weight"].item())
+    assert 0.1 > noise[0] > noise[1] > noise[2] > 0
+
+
+def test_gains_of_validation_rows_alone_can_be_asked_for():
+    rows_ = pool([4, 4]).with_columns(split=pl.Series(["train", "validation"] * 4))
+    nll = pl.when(pl.col("split") == "validation").then(1.0).otherwise(9.0)
+    first = pl.col("diversity_cluster") == 0  # there the rows that were trained on gained, and the others lost
+    table = rows_.select("id", student_nll=pl.when(first).then(4.0 - nll / 3).otherwise(nll))
+    weigh = STEPS["reweight-clusters"]
+    by_all, by_unseen = (
+        weigh(rows_, dv.Reweight(judged_by=who), tables={"results": table})["weight"].to_list()
+        for who in ("all", "validation")
+    )
+    assert by_all[0] > by_all[1] and by_unseen[0] < by_unseen[1]
+    with pytest.raises(StepError, match="run `split` first"):
+        weigh(rows_.drop("split"), dv.Reweight(judged_by="validation"), tables={"results": table})

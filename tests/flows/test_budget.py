@@ -21,16 +21,16 @@ def counted(tmp_path):
 @pytest.mark.parametrize(("tokens", "taken"), [(5, 1), (13, 1), (14, 2), (16, 3), (27, 5), (10**6, 5)])
 def test_as_many_rows_are_taken_as_fit(counted, tokens, taken):
     store, dataset = counted
-    assert rows_within(store, Use(step="longest"), dataset, tokens, None, round=1, seed=0) == taken
+    assert rows_within(store, Use(step="longest"), dataset, tokens, {}, round=1, seed=0) == taken
 
 
 def test_a_budget_under_the_first_row_is_refused(counted):
     store, dataset = counted
     with pytest.raises(StoreError, match="longest: no row fits a budget of 4 tokens"):
-        rows_within(store, Use(step="longest"), dataset, 4, None, round=1, seed=0)
+        rows_within(store, Use(step="longest"), dataset, 4, {}, round=1, seed=0)
 
 
 def test_a_random_choice_keeps_within_its_tokens(counted):
     store, dataset = counted
     held = pl.Series(COUNTS)[:5].sum()
-    assert 1 <= rows_within(store, Use(step="random"), dataset, held - 1, None, round=1, seed=3) <= 4
+    assert 1 <= rows_within(store, Use(step="random"), dataset, held - 1, {}, round=1, seed=3) <= 4
