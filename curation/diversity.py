@@ -51,7 +51,7 @@ class QualityDraw(ChoiceConfig):
     """Turn of the loop, written into the choice and mixed into the draw."""
 
     rounds: int = Field(1, ge=1)
-    """Rounds over which the choice is filled, each adding as many new rows; 1 draws the whole choice anew each round."""
+    """Rounds over which the choice is filled, each with as many new rows; 1 draws it whole, and anew each round."""
 
     def columns(self) -> tuple[str, ...]:
         return (self.quality, *super().columns())

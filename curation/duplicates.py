@@ -1,32 +1,40 @@
 """Exact and near copies of a row: the same question with the same answer, more than once.
 
 A copy has the same answer, but for case, spacing and punctuation. The same question with another answer is no copy but
-a conflict, and which of the answers is right is for a judge to say. What makes prompts near is in curation/shingles.py.
+a conflict, and which of the answers is right is for a judge to say. What makes prompts near is in curation/shingles.py,
+how near ones are found in curation/minhash.py.
 """
 
 import polars as pl
 from pydantic import Field
 
-from curation.shingles import Index, common_sentences, distinctive, normalised, prompt_text, response_text, shingled
-from curation.step import StepConfig, step
+from curation.minhash import copies
+from curation.shingles import LONGEST, common_sentences, distinctive, normalised, prompt_text, response_text
+from curation.step import StepConfig, StepError, step
 
 
 class Duplicates(StepConfig):
     jaccard: float = Field(0.8, gt=0, le=1)
     """Prompts at least this similar are near copies."""
 
-    shingle: int = Field(5, ge=1, le=50)
+    shingle: int = Field(5, ge=1, le=LONGEST)
     """Characters in a shingle."""
 
+    quality: str = ""
+    """Column by which the best row of a group is kept; without one it is the first by round and id."""
 
-@step("duplicates", kind="filter", writes="duplicates_group", scope="dataset")
+    def columns(self) -> tuple[str, ...]:
+        return (self.quality,) if self.quality else ()
+
+
+@step("duplicates", kind="filter", writes="duplicates_group", scope="dataset", version=2)
 def drop_duplicates(rows: pl.DataFrame, cfg: Duplicates) -> pl.DataFrame:
-    """Drop all but the first of every group of copies, in order of round and id.
+    """Drop all but the best of every group of copies: by quality where a column is named, then by round and id.
 
     `duplicates_group` is the id of the row that was kept, for it and for its copies.
     """
     asked, answered = normalised(prompt_text()), normalised(response_text())
-    texts = rows.select("id", "round", prompt=prompt_text(), asked=asked, answered=answered).sort("round", "id")
+    texts = rows.select("id", prompt=prompt_text(), asked=asked, answered=answered)[best_first(rows, cfg.quality)]
     texts = texts.with_columns(first=pl.col("id").first().over("asked", "answered"))
     kept = _near(texts.filter(pl.col("id") == pl.col("first")), cfg)
     groups = texts.join(kept, on="first", how="left")
@@ -45,20 +53,25 @@ def drop_duplicates(rows: pl.DataFrame, cfg: Duplicates) -> pl.DataFrame:
     )
 
 
-def _near(firsts: pl.DataFrame, cfg: Duplicates) -> pl.DataFrame:
-    """For each row, the row that stands for it: itself, or an earlier one that it is nearest to.
+def best_first(rows: pl.DataFrame, quality: str = "") -> pl.Series:
+    """The numbers of the rows, by falling quality where a column is named, then by round and id."""
+    if quality and quality not in rows.columns:
+        raise StepError(f"the best row is kept by {quality!r}, which the dataset lacks; run the step that writes it")
+    by = pl.col(quality).cast(pl.Float64).fill_nan(None) if quality else pl.lit(0.0)
+    order = rows.select("round", "id", number=pl.int_range(pl.len(), dtype=pl.UInt32), quality=by)
+    return order.sort("quality", "round", "id", descending=[True, False, False], nulls_last=True)["number"]
 
-    A row is compared only with rows that are kept, so each is near the very row that its reason names.
-    """
+
+def _near(firsts: pl.DataFrame, cfg: Duplicates) -> pl.DataFrame:
+    """Columns `first`, `kept` and `jaccard`: for each row the row that stands for it, itself or one before it."""
     told = distinctive(firsts["prompt"], common_sentences(firsts["prompt"]))
-    ids = firsts["id"].to_list()
-    groups = [f"{answer}\x00{template}" for answer, template in zip(firsts["answered"], told["template"], strict=True)]
-    index, kept, jaccard = Index(cfg.jaccard), [], []
-    for n, (shingles, bands) in enumerate(shingled(told["text"].to_list(), cfg.shingle)):
-        near = index.nearest(groups[n], shingles, bands)
-        if near is None:
-            index.add(n, groups[n], shingles, bands)
-        kept.append(ids[n if near is None else near.item])
-        jaccard.append(None if near is None else f"{near.jaccard:.2f}")
-    columns = {"first": ids, "kept": kept, "jaccard": jaccard}
-    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+    groups = firsts.select(pl.format("{}\0{}", "answered", told["template"])).to_series()
+    found = copies(told["text"], groups, cfg.jaccard, cfg.shingle)
+    ids = firsts["id"]
+    near = pl.DataFrame({"first": ids[found["copy"]], "kept": ids[found["kept"]], "jaccard": found["jaccard"]})
+    near = near.with_columns(jaccard=pl.col("jaccard").map_elements("{:.2f}".format, return_dtype=pl.String))
+    return (
+        pl.DataFrame({"first": ids}, schema={"first": pl.String})
+        .join(near, on="first", how="left")
+        .with_columns(kept=pl.coalesce("kept", "first"))
+    )

@@ -38,7 +38,9 @@ def take_farthest(rows: pl.DataFrame, cfg: KCenter) -> pl.DataFrame:
         gap.append(float(np.sqrt(nearest[order[-1]])))
     taken = pl.DataFrame({"id": ids[order], "gap": gap})
     why = pl.format("{} from the rows taken before it", pl.col("gap").round(3))
-    first = taken.select("id", why=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("drawn as the first")).otherwise(why))
+    first = taken.select(
+        "id", why=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("drawn as the first")).otherwise(why)
+    )
     left = pl.DataFrame({"id": ids}).join(first, on="id", how="anti", maintain_order="left")
     left = left.with_columns(why=pl.lit("nearer to the rows taken than those were to each other"))
     return take_first(pl.concat([first, left]).with_columns(weight=pl.lit(None, dtype=pl.Float64)), cfg)

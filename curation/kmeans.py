@@ -118,10 +118,10 @@ def _searcher(centroids: np.ndarray, backend: Backend) -> Callable[[np.ndarray],
 
 
 def best_by_silhouette(vectors: np.ndarray, most: int, seed: int, backend: Backend, among: np.ndarray) -> int:
-    """The number of clusters, among `most`, a half of it, a quarter … and 2, whose mean silhouette is highest.
+    """The number of clusters, of `most`, a half of it, a quarter and so on to 2, with the highest mean silhouette.
 
-    Each is clustered and judged on the same sample of the rows `among`. The smaller of two equally good numbers is taken; 1 where
-    there are too few rows to tell.
+    Each is clustered and judged on the same sample of the rows `among`. The smaller of two equally good numbers is
+    taken; 1 where there are too few rows to tell.
     """
     drawn = np.random.default_rng(seed).permutation(among)[:JUDGED]
     sample = vectors[np.sort(drawn)].astype(np.float32)

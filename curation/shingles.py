@@ -1,14 +1,14 @@
-"""How alike two prompts are: the Jaccard similarity of their character shingles, found through MinHash (Broder, 1997).
+"""What makes two prompts alike: the Jaccard similarity of their character shingles (Broder, 1997).
 
 Prompts of one task share their instruction, and would all be alike by it. So a sentence or line that stands in ten or
 more different prompts, or in most of a smaller set, is left out of the shingles. Two prompts can be near only if the
 same sentences were left out of both: the same question about two passages is two questions.
 
-MinHash bands only propose pairs; every similarity that is returned was computed on the full sets.
+What is near is found in curation/minhash.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,8 +16,10 @@ import polars as pl
 from curation.draw import GOLDEN, mixed
 
 COMMON = 10  # different prompts, of a set of twenty or more
-BANDS, ROWS_PER_BAND = 25, 5  # a pair at Jaccard 0.8 is proposed with probability 0.99995, one at 0.4 with 0.23
-_CHUNK = 1 << 20  # shingles hashed at once
+LONGEST = 50  # characters of a shingle
+_CHUNK = 1 << 19  # characters looked at together, so that they stay in the processor's cache
+with np.errstate(over="ignore"):
+    _POWERS = GOLDEN ** np.arange(LONGEST, dtype=np.uint64)
 
 
 def prompt_text() -> pl.Expr:
@@ -71,64 +73,37 @@ def _sentences() -> pl.Expr:
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    item: int
-    jaccard: float
+class Shingles:
+    """The shingles of some texts, hashed; a text's own lie between two offsets, and may hold one several times."""
+
+    hashes: np.ndarray
+    offsets: np.ndarray
+
+    def sets(self) -> pl.Series:
+        """Each text's different shingles, as a list column."""
+        lists = pl.DataFrame({"text": np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))})
+        lists = lists.with_columns(shingle=pl.Series(self.hashes)).group_by("text", maintain_order=True)
+        return lists.agg(pl.col("shingle").unique())["shingle"]
 
 
-@dataclass(slots=True)
-class Index:
-    """Items by their shingles; only items of one group can be near each other."""
+def shingled(texts: pl.Series, size: int, groups: pl.Series | None = None) -> Iterator[Shingles]:
+    """The shingles of `size` characters of each text, a chunk of texts at a time.
 
-    threshold: float
-    buckets: dict[tuple[str, int], list[int]] = field(default_factory=dict)
-    sets: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def add(self, item: int, group: str, shingles: np.ndarray, bands: list[int]) -> None:
-        self.sets[item] = shingles
-        for band in bands:
-            self.buckets.setdefault((group, band), []).append(item)
-
-    def nearest(self, group: str, shingles: np.ndarray, bands: list[int]) -> Near | None:
-        """The item most alike, the earlier added one of two as alike; None if all are below the threshold."""
-        proposed = sorted({item for band in bands for item in self.buckets.get((group, band), ())})
-        alike = [Near(item, _jaccard(shingles, self.sets[item])) for item in proposed]
-        return max((a for a in alike if a.jaccard >= self.threshold), key=lambda a: a.jaccard, default=None)
-
-
-def shingled(texts: list[str], size: int) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """The set of shingles of each text, as sorted hashes, and its MinHash bands."""
-    chunk: list[np.ndarray] = []
-    held = 0
-    for text in texts:
-        chunk.append(_shingles(text, size))
-        held += len(chunk[-1])
-        if held >= _CHUNK:
-            yield from zip(chunk, _bands(chunk), strict=True)
-            chunk, held = [], 0
-    yield from zip(chunk, _bands(chunk), strict=True)
-
-
-def _shingles(text: str, size: int) -> np.ndarray:
-    codes = np.frombuffer(text.ljust(size).encode("utf-32-le"), np.uint32).astype(np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, size)
-    powers = GOLDEN ** np.arange(size, dtype=np.uint64)
-    return np.unique(mixed((windows * powers).sum(axis=1, dtype=np.uint64)))
-
-
-def _bands(sets: list[np.ndarray]) -> list[list[int]]:
-    if not sets:
-        return []
-    flat = np.concatenate(sets)
-    starts = np.cumsum([0] + [len(s) for s in sets[:-1]])
-    salts = mixed(np.arange(1, 2 * BANDS * ROWS_PER_BAND + 1, dtype=np.uint64)).reshape(-1, 2)
-    smallest = [np.minimum.reduceat(flat * (factor | np.uint64(1)) + offset, starts) for factor, offset in salts]
-    signature = np.stack(smallest, axis=1).reshape(len(sets), BANDS, ROWS_PER_BAND)
-    powers = GOLDEN ** np.arange(ROWS_PER_BAND, dtype=np.uint64)
-    number = np.arange(BANDS, dtype=np.uint64)
-    return mixed((signature * powers).sum(axis=2, dtype=np.uint64) + number).tolist()
-
-
-def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
+    Texts of different `groups` share none. A text shorter than a shingle is one shingle.
+    """
+    padded = texts.str.pad_end(size)
+    told = pl.DataFrame({"text": padded, "group": 0 if groups is None else groups.hash(0)})
+    told = told.with_columns(length=pl.col("text").str.len_chars().cast(pl.Int64))
+    chunks = told["length"].cum_sum() // _CHUNK
+    for chunk in told.with_columns(chunk=chunks).partition_by("chunk", maintain_order=True):
+        lengths = chunk["length"].to_numpy()
+        codes = np.frombuffer("".join(chunk["text"]).encode("utf-32-le"), np.uint32).astype(np.uint64)
+        rolled = np.zeros(len(codes) - size + 1, np.uint64)
+        for place in range(size):
+            rolled += codes[place : len(rolled) + place] * _POWERS[place]
+        windows = lengths - size + 1
+        offsets = np.concatenate([[0], np.cumsum(windows)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], windows)
+        starts = np.repeat(np.cumsum(lengths) - lengths, windows) + within
+        salt = np.repeat(chunk["group"].cast(pl.UInt64).to_numpy(), windows)
+        yield Shingles(mixed(mixed(rolled[starts]) ^ salt), offsets)

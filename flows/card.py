@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import polars as pl
 
-from flows import svg
+from flows import cluster_card, svg
 from flows.cost import cost
 from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
 from flows.spending import in_words
@@ -44,6 +44,7 @@ def card(
         _facts(store, made, links, names),
         _counts(made, numbers),
         _drawings(made, numbers),
+        _clusters(store, made),
         _lineage(store, made, names),
         _files(store, made),
         _samples(sample_rows(store, dataset, SAMPLES)) if made.kind != "adapter" else "",
@@ -159,6 +160,23 @@ def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
     seen = f" of {numbers.height:,} rows from both ends" if numbers.height < made.counts.get("rows", 0) else ""
     table = _table(["column", "least", "median", "mean", "most", "missing"], lines)
     return f"## Scores{seen}\n\n{table}\n\n{' '.join(images)}"
+
+
+def _clusters(store: Store, made: Manifest) -> str:
+    if not (found := cluster_card.clusters(store, made)):
+        return ""
+    listed = found if len(found) <= cluster_card.LISTED else [*found[: cluster_card.LISTED - 10], *found[-10:]]
+    lines = [
+        (str(c.number), f"{c.rows:,}", f"{c.weight:.4f}", f"{c.times:.2f}", "<br>".join(text(t, 90) for t in c.typical))
+        for c in listed
+    ]
+    left = (
+        f"\n\n{len(found) - len(listed)} between the heaviest and the lightest are not listed."
+        if len(lines) < len(found)
+        else ""
+    )
+    table = _table(["cluster", "rows", "weight", "times even", "most typical rows"], lines)
+    return f"## Clusters\n\n{svg.image(cluster_card.drawing(found), 'clusters')}\n\n{table}{left}"
 
 
 def _thresholds(made: Manifest, numbers: pl.DataFrame, column: str) -> list[float]:

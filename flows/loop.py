@@ -50,7 +50,7 @@ def go_round(
         choice, chosen = turn.choose(rows, weights, rounds[-1].choice if rounds else None)
         student = turn.train("train", chosen, heldout)
         tested = turn.evaluate("evaluate held-out", heldout, student) if test else None
-        results, validated, new = None, None, []
+        results, validated, new, moved = None, None, [], None
         if number < config.budget.rounds:  # what feeds a round that never comes is not made
             validation = assemble.where(store, rows, "split", "validation")
             validated = turn.evaluate("evaluate validation", validation, student, likelihood=True, before=rows)
@@ -59,12 +59,13 @@ def go_round(
             revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
             others = [u for u in config.feedback if u not in revise]
             made = [turn.apply(u, rows, results=results, weights=weights) for u in others]
-            weights = next((d for d in made if store.manifest(d).kind == "table"), weights)
+            moved = next((d for d in made if store.manifest(d).kind == "table"), None)
+            weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
             corrected = turn.revise(revise, rows, student)
             base = ([assemble.standing(store, corrected, [u.step for u in revise])] if revise else base) + new
             new += [corrected] if revise else []
-        rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new))
+        rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new, moved))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
             say(f"round {number} gained nothing that the validation rows could show; the loop stops here")
             break

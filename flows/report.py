@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from flows import svg
 from flows.statistics import estimate
+from flows.trajectory import trajectory, trajectory_table
 from storage.store import Manifest, Store
 
 
@@ -23,6 +24,7 @@ class Round:
     results: str | None  # on the choice and on validation, which feed the next round; the last has none
     validation: str | None
     grown: list[str]
+    weights: str | None = None  # of the clusters, for the next round
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,9 @@ def facts(store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] 
         "rows": dict(drop_reasons(store, runs[0])),
         "seconds": dict(seconds(store, runs)),
         "losses": losses(store, runs[0]),
+        "cluster_weights": trajectory(
+            store, runs[0].rounds[0].scored, [r.weights for r in runs[0].rounds if r.weights]
+        ),
         "seeds": [run.seed for run in runs],
         "datasets": [asdict(run) for run in runs],
     }
@@ -175,6 +180,8 @@ def markdown(title: str, said: dict[str, Any], notes: list[str] = ()) -> str:
     out += ["", svg.image(svg.intervals(bars, "held-out accuracy")), ""]
     if said["choices"]:
         out += _spoilt_table(said)
+    if said["cluster_weights"]:
+        out += trajectory_table(said["cluster_weights"])
     out += ["## Training loss", "", svg.image(svg.lines(said["losses"], "training loss"), "training loss by step"), ""]
     out += ["## Where the rows went", "", "| what | rows |", "|---|---|"]
     out += [f"| {what} | {n:,} |" for what, n in said["rows"].items()]

@@ -1,9 +1,11 @@
 """Every step that Thresher ships, registered by importing its file; a new method is one line here."""
 
 from curation import (  # noqa: F401
+    choose,
     clear,
     clear_correct,
     clear_filter,
+    contamination,
     diversity,
     duplicates,
     embed,
@@ -18,6 +20,7 @@ from curation import (  # noqa: F401
     perplexity,
     privacy,
     random_choice,
+    semantic_duplicates,
     split,
     tokens,
 )

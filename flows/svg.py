@@ -150,6 +150,28 @@ def bands(lines: Mapping[str, Sequence[tuple[float, float, float, float]]], titl
     return _svg(width, max(height, top + 18 * len(lines) + 6), "".join(body))
 
 
+def bubbles(points: Sequence[tuple[float, float, float, float, str]], title: str = "") -> str:
+    """Circles of (x, y, size, how many times as heavy as even, label): grey where light, blue even, red heavy."""
+    width, height, edge, top = 640, 400, 40, 34
+    points = [p for p in points if all(_drawable(v) for v in p[:4])]
+    if not points:
+        return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))
+    (x0, x1), (y0, y1) = _range([p[0] for p in points]), _range([p[1] for p in points])
+    largest = max(p[2] for p in points) or 1.0
+    body = [_text(10, 18, title, bold=True)]
+    keys = ((FAINT, "under half of even"), (FILL, "about even"), (MARK, "over twice even"))
+    for i, (colour, said) in enumerate(keys):
+        body += [_rect(190 + 150 * i, 9, 10, 10, colour), _text(205 + 150 * i, 18, said)]
+    for x, y, size, times, label in sorted(points, key=lambda p: -p[2]):
+        at_x = edge + (width - 2 * edge) * (x - x0) / (x1 - x0)
+        at_y = top + edge + (height - top - 2 * edge) * (y1 - y) / (y1 - y0)
+        colour = FAINT if times < 0.5 else MARK if times > 2 else FILL
+        radius = 6 + 24 * math.sqrt(size / largest)
+        body.append(f"<circle cx='{at_x:.1f}' cy='{at_y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='0.45'/>")
+        body.append(_text(at_x, at_y + 4, label, "middle"))
+    return _svg(width, height, "".join(body))
+
+
 def lineage(nodes: Mapping[str, Sequence[str]], edges: Iterable[tuple[str, str]], current: str | None = None) -> str:
     """Boxes from left to right, each `id: lines of text`, with an arrow for every (from, to)."""
     edges = [(a, b) for a, b in dict.fromkeys(edges) if a in nodes and b in nodes and a != b]

@@ -162,9 +162,12 @@ def test_well_separated_blobs_are_found_and_counted_by_silhouette(backend):
     base = embedded(np.concatenate([c + rng.normal(size=(30, 8)) * 0.1 for c in centres]))
     out = dv.cluster(base, dv.Cluster(clusters=16, silhouette=True, backend=backend))
     assert out["diversity_cluster"].n_unique() == 4
-    assert out.group_by(pl.int_range(pl.len()) // 30).agg(pl.col("diversity_cluster").n_unique())[
-        "diversity_cluster"
-    ].to_list() == [1] * 4
+    assert (
+        out.group_by(pl.int_range(pl.len()) // 30)
+        .agg(pl.col("diversity_cluster").n_unique())["diversity_cluster"]
+        .to_list()
+        == [1] * 4
+    )
     assert out["diversity_share"].unique().to_list() == [0.25]
 
 

@@ -2,7 +2,8 @@ import polars as pl
 import pytest
 
 from curation.duplicates import Duplicates, drop_duplicates
-from curation.shingles import Index, common_sentences, distinctive, normalised, shingled
+from curation.shingles import common_sentences, distinctive, normalised
+from curation.step import StepError
 from tests.rows import rows
 
 LONG = "Please play the second movement of the last symphony that was recorded in the old opera house of Vienna"
@@ -110,15 +111,13 @@ def test_what_stands_in_ten_prompts_is_left_out_and_told_apart():
     assert out["template"].unique().sort().to_list() == ["answer\npassage one", "answer\npassage two"]
 
 
-def test_bands_propose_nearly_all_near_pairs_and_verify_them():
-    texts = [f"{n} {LONG[n % 7 :]} {n * 7919 % 1000} {n * 104729 % 1000}" for n in range(300)]
-    sets = list(shingled(texts, 5))
-    index, missed, pairs = Index(0.8), 0, 0
-    for n, (mine, bands) in enumerate(sets):
-        true = max((len(set(mine) & set(s)) / len(set(mine) | set(s)) for s, _ in sets[:n]), default=0.0)
-        found = index.nearest("", mine, bands)
-        index.add(n, "", mine, bands)
-        pairs += true >= 0.8
-        missed += true >= 0.8 and (found is None or found.jaccard != true)
-    assert pairs > 100
-    assert missed <= pairs * 0.01
+def test_the_best_row_of_a_group_is_kept_by_quality():
+    pairs = [(LONG, "yes"), (LONG + " now", "yes"), (LONG, "yes"), (LONG + " now now", "yes")]
+    found = reasons(*pairs, cfg=Duplicates(quality="good"), good=[0.1, 0.9, None, float("nan")])
+    assert found == {
+        "r0": "duplicates: near copy of r1 (Jaccard 0.96)",
+        "r2": "duplicates: near copy of r1 (Jaccard 0.96)",
+        "r3": "duplicates: near copy of r1 (Jaccard 0.96)",
+    }
+    with pytest.raises(StepError, match="'good', which the dataset lacks"):
+        reasons(*pairs, cfg=Duplicates(quality="good"))

@@ -1,4 +1,9 @@
+import polars as pl
+
+from curation.contamination import Contamination, review
 from curation.heldout import HeldoutOverlap, drop_heldout
+from curation.ngrams import covered
+from tests.fakes import FakeEmbedder
 from tests.rows import rows
 
 LONG = "Please play the second movement of the last symphony that was recorded in the old opera house of Vienna"
@@ -20,7 +25,7 @@ def test_a_row_that_asks_what_a_held_out_row_asks_is_named_whatever_its_answer()
 
 def test_a_row_that_asks_nearly_the_same_is_named_too():
     assert reasons([LONG + " now", "2+2?"], ["2+2", LONG]) == ["heldout: h1", "heldout: h0"]
-    assert reasons([LONG + " now"], [LONG], jaccard=0.97) == [None]
+    assert reasons([LONG + " now"], [LONG], jaccard=0.97, ngram=0) == [None]
 
 
 def test_the_nearest_held_out_row_is_named():
@@ -50,3 +55,55 @@ def test_nothing_to_compare_with_drops_nothing():
 
 def test_an_equal_prompt_is_found_even_where_its_sentences_end_elsewhere():
     assert reasons([f"{LONG} apple"], [f"{LONG}. {word}" for word in WORDS]) == ["heldout: h0"]
+
+
+def test_a_row_that_quotes_a_held_out_prompt_or_answer_at_length_is_named():
+    intro = (
+        "Before you answer, consider this old question, which nobody has answered since it was first asked in public: "
+    )
+    assert reasons([intro + LONG], [LONG]) == ["heldout: h0; 100 % of its prompt in runs of 8 words"]
+    assert reasons([intro + LONG], [LONG], ngram=0) == [None]
+    words = LONG.split()
+    assert len(words) == 19
+    assert reasons([intro + " ".join(words[:10])], [LONG]) == ["heldout: h0; 53 % of its prompt in runs of 8 words"]
+    assert reasons([intro + " ".join(words[:9])], [LONG]) == [None]  # 9 of 19 are under a half
+    pool, held = rows(("Tell me", f"Well: {LONG}")), rows(("Speak", LONG), id=["h0"])
+    assert drop_heldout(pool, HeldoutOverlap(), tables={"heldout": held})["drop_reason"].to_list() == [
+        "heldout: h0; 100 % of its answer in runs of 8 words"
+    ]
+
+
+def test_short_requests_that_are_alike_are_no_overlap():
+    alike = "can i increase the credit limit on my {}"
+    assert reasons([alike.format("walmart card")], [alike.format("mastercard")], jaccard=0.95) == [None]
+
+
+def test_words_covered_are_counted_once():
+    held, text = "a b c d e f g h i j", "x a b c d e f y e f g h i z"
+    group = pl.Series(["g"])
+    found = covered(pl.Series([text]), group, pl.Series([held]), group, 3, 0.5)
+    assert found.rows() == [(0, 0, 0.9)]  # a to f and e to i: nine of ten words
+    assert covered(pl.Series([text]), pl.Series(["other"]), pl.Series([held]), group, 3, 0.5).is_empty()
+
+
+def test_the_review_shows_both_sides_of_each_rule():
+    pool = rows(("Capital of Peru", "Lima"), (LONG + " now", "x"), ("hello there", "x"), ("zzz", "x"))
+    held = rows(("capital of Peru?", "Lima"), (LONG, "y"), ("there, hello!", "y"), id=["h0", "h1", "h2"])
+    table = review(pool, Contamination(cosine=0.99), {"embedder": FakeEmbedder()}, {"heldout": held})
+    assert set(table.select("id", "heldout", "rule").rows()) == {
+        ("r0", "h0", "same"),
+        ("r0", "h0", "near"),
+        ("r0", "h0", "meaning"),
+        ("r1", "h1", "near"),
+        ("r1", "h1", "prompt"),
+        ("r1", "h1", "meaning"),
+        ("r2", "h2", "meaning"),
+    }
+    assert table.filter(pl.col("rule") == "same").select("said", "heldout_said").row(0) == (
+        "Capital of Peru",
+        "capital of Peru?",
+    )
+    assert (
+        review(pool, Contamination(cosine=0), tables={"heldout": held}).filter(pl.col("rule") == "meaning").is_empty()
+    )
+    assert review(pool, Contamination(), {"embedder": FakeEmbedder()}, {"heldout": rows()}).is_empty()

@@ -210,3 +210,27 @@ def test_the_card_of_corrections_has_eta_counts_them_as_one_reason_and_says_what
     said = Tags(page).text
     assert re.search(r"clear-correct: replaced by #\s*3", said)
     assert "3.0 model calls, 100.0 prompt tokens a row, 2.0 rows a second" in said
+
+
+def test_the_card_of_clusters_draws_them_and_names_each_by_its_typical_rows(tmp_path: Path):
+    asked = [("play jazz", 0), ("play some jazz", 0), ("is it raining", 1), ("<b>rain</b> today", 1)]
+    vectors = pl.Series("embedding", [[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=pl.Array(pl.Float16, 2))
+    frame = rows(*[(f"Which of these?\n{q}", "a") for q, _ in asked]).with_columns(
+        vectors,
+        pl.Series("diversity_cluster", [c for _, c in asked], dtype=pl.Int32),
+        diversity_share=pl.lit(0.5),
+        diversity_distance=pl.Series([0.0, 0.2, 0.2, 0.1]),
+    )
+    store = one_dataset(tmp_path, frame, step="kmeans-cluster")
+    page = card(store, "d")
+    assert drawings(page)["clusters"].count("<circle") == 2
+    said = Tags(page).text
+    assert (
+        said.index("play jazz") < said.index("play some jazz") < said.index("<b>rain</b> today") < said.index("is it")
+    )
+    weights = pl.DataFrame({"cluster": [0, 1], "weight": [0.1, 0.9], "gain": [0.0, 1.0], "rows": [2, 2]})
+    part = store.put_part("w", weights)
+    made = Manifest("w", "table", "reweight-clusters", 1, {}, {}, {"rows": "d"}, ((part,),), counts={"rows": 2})
+    store.seal(made)
+    page = Tags(card(store, "w")).text
+    assert page.index("is it raining") < page.index("play jazz") and "1.80" in page

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from flows import report
+from flows.trajectory import trajectory, trajectory_table
 from storage.schema import CHOICE, ORIGIN, ROW
 from storage.store import Manifest, Store, key_of
 from tests.rows import rows
@@ -116,3 +117,23 @@ def test_the_page_counts_every_row_and_every_second(runs):
     assert "| rejected on import | 2 |" in page and "| clear-filter | 4 |" in page and "| live | 6 |" in page
     assert "20.0% of the rows carry a wrong answer" in page
     assert dict(report.seconds(store, made))["random0"] == 1.5
+
+
+def test_the_trajectory_of_cluster_weights_begins_with_what_fell_most(tmp_path):
+    store = Store(tmp_path)
+    pool = rows(*[("q", "a")] * 4).with_columns(
+        diversity_cluster=pl.Series([0, 0, 0, 1], dtype=pl.Int32), diversity_share=pl.Series([0.75, 0.75, 0.75, 0.25])
+    )
+    sealed(store, "scored", pool)
+    columns = {"cluster": pl.Int32, "weight": pl.Float64, "gain": pl.Float64, "rows": pl.Int64}
+    for name, weights in (("w1", [0.6, 0.4]), ("w2", [0.5, 0.5])):
+        table = pl.DataFrame([[0, weights[0], -0.5, 3], [1, weights[1], None, 0]], schema=columns, orient="row")
+        part = store.put_part(name, table)
+        store.seal(Manifest(name, "table", "reweight-clusters", 1, {}, {}, {}, ((part,),)))
+    found = trajectory(store, "scored", ["w1", "w2"])
+    assert found == [
+        {"cluster": 0, "share": 0.75, "weights": [0.6, 0.5], "gains": [-0.5, -0.5]},
+        {"cluster": 1, "share": 0.25, "weights": [0.4, 0.5], "gains": [None, None]},
+    ]
+    assert "| 0 | 0.7500 | 0.6000 (-0.50) | 0.5000 (-0.50) |" in trajectory_table(found)
+    assert trajectory(store, "scored", []) == []
