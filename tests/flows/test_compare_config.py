@@ -85,7 +85,11 @@ def test_what_is_wrong_is_named(tmp_path, text, told):
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/compare.yaml")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*EXAMPLES.glob("*/compare.yaml"), *EXAMPLES.glob("*/diversity.yaml")]),
+    ids=lambda p: f"{p.parent.name}-{p.stem}",
+)
 def test_the_shipped_comparisons_load(path):
     config = load_comparison(path)
     assert len(config.seeds) >= 3 and config.arms
