@@ -92,7 +92,7 @@ def drawn(label: np.ndarray, budget: int) -> pl.DataFrame:
         diversity_share=pl.Series(share[label]),
         clear_confidence=pl.Series(np.random.default_rng(1).random(len(label))),
     )
-    return draw(rows, QualityDraw(rows=budget))
+    return draw.fn(rows, QualityDraw(rows=budget))
 
 
 def inertia(distance: np.ndarray) -> float:

@@ -20,7 +20,7 @@ STAGES = ((32, 8), (64, 4), (128, 3), (256, 2))  # rows for each centroid, and i
 MOST = STAGES[-1][0]
 ITERATIONS = 20  # where the sample does not grow
 RESTARTS = 3  # where one training takes no time
-SMALL = 50_000_000  # rows x centroids that take none
+SMALL = 2_000_000  # rows x centroids that take none
 BLOCK = 1 << 15  # rows that are looked at together: 50 MB of 384 dimensions
 JUDGED = 10_000  # rows by which a number of clusters is judged; all their distances are computed
 

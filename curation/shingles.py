@@ -18,8 +18,6 @@ from curation.draw import GOLDEN, mixed
 COMMON = 10  # different prompts, of a set of twenty or more
 LONGEST = 50  # characters of a shingle
 _CHUNK = 1 << 19  # characters looked at together, so that they stay in the processor's cache
-with np.errstate(over="ignore"):
-    _POWERS = GOLDEN ** np.arange(LONGEST, dtype=np.uint64)
 
 
 def prompt_text() -> pl.Expr:
@@ -98,12 +96,14 @@ def shingled(texts: pl.Series, size: int, groups: pl.Series | None = None) -> It
     for chunk in told.with_columns(chunk=chunks).partition_by("chunk", maintain_order=True):
         lengths = chunk["length"].to_numpy()
         codes = np.frombuffer("".join(chunk["text"]).encode("utf-32-le"), np.uint32).astype(np.uint64)
-        rolled = np.zeros(len(codes) - size + 1, np.uint64)
-        for place in range(size):
-            rolled += codes[place : len(rolled) + place] * _POWERS[place]
-        windows = lengths - size + 1
-        offsets = np.concatenate([[0], np.cumsum(windows)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], windows)
-        starts = np.repeat(np.cumsum(lengths) - lengths, windows) + within
-        salt = np.repeat(chunk["group"].cast(pl.UInt64).to_numpy(), windows)
-        yield Shingles(mixed(mixed(rolled[starts]) ^ salt), offsets)
+        rolled = codes[: len(codes) - size + 1].copy()
+        for place in range(1, size):
+            rolled *= GOLDEN
+            rolled += codes[place : len(rolled) + place]
+        if groups is not None:
+            rolled ^= np.repeat(chunk["group"].to_numpy(), lengths)[: len(rolled)]
+        inside = np.ones(len(rolled), bool)  # a window that starts where a text ends reaches into the next
+        ends = np.cumsum(lengths)[:-1]
+        for place in range(1, size):
+            inside[ends - place] = False
+        yield Shingles(mixed(rolled[inside]), np.concatenate([[0], np.cumsum(lengths - size + 1)]))
