@@ -16,7 +16,7 @@ from sklearn.metrics import pairwise_distances_argmin_min, silhouette_score
 
 Backend = Literal["auto", "faiss", "faiss-gpu", "scikit-learn"]
 
-STAGES = ((32, 8), (64, 4), (128, 3), (256, 2))  # rows for each centroid, and iterations over them
+STAGES = ((32, 8), (64, 4), (128, 2), (256, 1))  # rows for each centroid, and iterations over them
 MOST = STAGES[-1][0]
 ITERATIONS = 20  # where the sample does not grow
 RESTARTS = 3  # where one training takes no time
