@@ -18,6 +18,7 @@ Backend = Literal["auto", "faiss", "faiss-gpu", "scikit-learn"]
 
 STAGES = ((32, 8), (64, 4), (128, 2), (256, 1))  # rows for each centroid, and iterations over them
 MOST = STAGES[-1][0]
+CHAIN = 20  # steps by which AFK-MC2 draws a start (Bachem et al., 2016); the stages mend what more would mend
 ITERATIONS = 20  # where the sample does not grow
 RESTARTS = 3  # where one training takes no time
 SMALL = 2_000_000  # rows x centroids that take none
@@ -82,6 +83,7 @@ def train(
             nredo=RESTARTS if small else 1,
             seed=seed + 1,
             init_method=faiss.ClusteringInitMethod_AFK_MC2,
+            afkmc2_chain_length=CHAIN,
             min_points_per_centroid=1,
             max_points_per_centroid=rows,
             gpu=backend == "faiss-gpu",
