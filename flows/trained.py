@@ -105,13 +105,18 @@ def learn(job: Job, said: pl.DataFrame, out: Path, place: Path, told: Told, ever
     """The training itself, in this process; returns `training.running.Facts`."""
     base = model_folder(job.base.model)
     how: dict[str, Any] = {"name": base_name(job.base), "progress": told, "checkpoints": place, "every": every}
-    if job.kind == "prefer":  # TRL takes seconds to import, and a memoised run needs none of it
-        from training.dpo import prefer
+    from training.running import free_memory  # TRL takes seconds to import, and a memoised run needs none of it
 
-        return prefer(base, adapter_folder(job.base), said, out, job.config, **how)
-    from training.sft import train
+    try:
+        if job.kind == "prefer":
+            from training.dpo import prefer
 
-    return train(base, said, out, job.config, **how)
+            return prefer(base, adapter_folder(job.base), said, out, job.config, **how)
+        from training.sft import train
+
+        return train(base, said, out, job.config, **how)
+    finally:
+        free_memory()
 
 
 def result(store: Store, trained: str) -> Manifest:

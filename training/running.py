@@ -1,5 +1,6 @@
 """What every kind of training does alike: what TRL is told, and a loop that is told of, saved, and gone on with."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -164,6 +165,13 @@ def arguments(kind: type, folder: Path, config: TrainConfig | PreferConfig, warm
     )
     made._n_gpu = min(made.n_gpu, 1)  # one process trains on one GPU, however many it sees; TRL refuses otherwise
     return made
+
+
+def free_memory() -> None:
+    """Give back what a training that is over held of a card: vLLM refuses to start where too little is free."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def process_count() -> int:
