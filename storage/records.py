@@ -1,179 +1,253 @@
-"""Records into a file: JSON lines, a JSON array, CSV, Parquet, Arrow or text; packed if its name says so."""
+"""The records of a file, whatever it is: JSON lines, an array, objects after each other, CSV, Parquet, Arrow, text.
 
-import bz2
-import csv
-import gzip
-import io
+What a file is shows in how it begins; only CSV, text and Markdown are told by their names. Memory does not grow with
+the file: records come in blocks.
+"""
+
 import json
-import lzma
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from typing import Any, BinaryIO
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage.store import StoreError
-from storage.turns import Record
+from storage.arrays import DECODER, Found, in_array, why_not_json
+from storage.encodings import Guess
+from storage.lines import array_pieces, guess_from, line_groups, text_lines
+from storage.passages import passages
+from storage.streams import Damaged, Stream, open_stream
+from storage.tables import in_csv, in_table
+from storage.turns import Unusable
 
-KINDS = {
-    **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
-    "json": "json",
-    **dict.fromkeys(("csv", "tsv"), "csv"),
-    "parquet": "parquet",
-    **dict.fromkeys(("arrow", "feather"), "arrow"),
-    **dict.fromkeys(("txt", "md", "markdown"), "text"),
-}
-Batches = Callable[[], Iterator[list[Record]]]
-
-
-def write_records(batches: Batches, path: Path, kind: str, name: str) -> int:
-    """Write records and return how many. `batches` gives them anew each time: tables look at all of them first."""
-    with path.open("wb") as file:
-        packed = _packed(file, name)
-        rows = _WRITERS[kind](batches, packed, name)
-        if packed is not file:
-            packed.close()
-    with path.open("rb") as file:  # who packs zstd closes the file with its own
-        os.fsync(file.fileno())
-    return rows
+SMALL, LARGE = 2048, 16384  # records of a block: of the first few, so that a small pool is cut as ever, and later
+_SMALL_ONES = 8
+MOST = 1 << 25  # bytes of a block's lines
+_ARRAY = re.compile(rb"\s*\[\s*([{\[]|$)")
+_LONG_NUMBER = re.compile(rb"[0-9]{17}")
+_SUFFIXES = {"csv": "CSV", "tsv": "CSV", "txt": "text", "md": "Markdown", "markdown": "Markdown"}
+_TABLES = ("Parquet", "Arrow")
+_PACKINGS = ("gz", "bz2", "xz", "zst", "zstd")
 
 
-def _packed(file: BinaryIO, name: str) -> Any:
-    last = name.rsplit(".", 1)[-1].lower()
-    if last == "gz":
-        return gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6, mtime=0)
-    if last == "bz2":
-        return bz2.BZ2File(file, "wb")
-    if last == "xz":
-        return lzma.LZMAFile(file, "wb", preset=1)
-    if last in ("zst", "zstd"):
-        return pa.CompressedOutputStream(pa.PythonFile(file, "w"), "zstd")
-    return file
+@dataclass(slots=True)
+class Block:
+    """Records that stand together in a file, each with its line; one that is broken has a reason instead."""
 
+    lines: list[int] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    raws: list[bytes | str | None] = field(default_factory=list)
+    notes: dict[int, str] = field(default_factory=dict)  # by place in the block
+    reasons: dict[int, str] = field(default_factory=dict)
 
-def _lines(batches: Batches, file: Any, name: str) -> int:
-    rows = 0
-    for batch in batches():
-        file.write(b"".join(_json(record) + b"\n" for record in batch))
-        rows += len(batch)
-    return rows
+    def add(self, found: Found) -> None:
+        place = len(self.lines)
+        self.lines.append(found.line)
+        self.records.append(found.record)
+        self.raws.append(found.raw)
+        if found.note:
+            self.notes[place] = found.note
+        if found.reason:
+            self.reasons[place] = found.reason
 
-
-def _array(batches: Batches, file: Any, name: str) -> int:
-    rows = 0
-    file.write(b"[")
-    for batch in batches():
-        for record in batch:
-            file.write((b",\n" if rows else b"\n") + _json(record))
-            rows += 1
-    file.write(b"\n]\n")
-    return rows
-
-
-def _json(record: Record) -> bytes:
-    try:
-        return orjson.dumps(record)
-    except orjson.JSONEncodeError:  # a whole number of more than 64 bits
-        return json.dumps(record, ensure_ascii=False).encode()
-
-
-def _csv(batches: Batches, file: Any, name: str) -> int:
-    columns: dict[str, None] = {}
-    for batch in batches():
-        for record in batch:
-            columns |= dict.fromkeys(record)
-    rows = 0
-    apart = "\t" if ".tsv" in name.lower() else ","
-    for batch in batches():
-        text = io.StringIO(newline="")
-        table = csv.writer(text, delimiter=apart, lineterminator="\n")
-        if not rows:
-            table.writerow(columns)
-        table.writerows([[_cell(record.get(column)) for column in columns] for record in batch])
-        file.write(text.getvalue().encode())
-        rows += len(batch)
-    return rows
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _text(batches: Batches, file: Any, name: str) -> int:
-    rows = 0
-    for batch in batches():
-        for record in batch:
-            file.write((b"\n" if rows else b"") + record["text"].encode() + b"\n")
-            rows += 1
-    return rows
-
-
-def _parquet(batches: Batches, file: Any, name: str) -> int:
-    schema, told = _schema(batches)
-    rows = 0
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for table in _tables(batches, schema, told):
-            writer.write_table(table)
-            rows += table.num_rows
-    return rows
-
-
-def _arrow(batches: Batches, file: Any, name: str) -> int:
-    schema, told = _schema(batches)
-    rows = 0
-    with pa.ipc.new_file(file, schema) as writer:
-        for table in _tables(batches, schema, told):
-            writer.write_table(table)
-            rows += table.num_rows
-    return rows
-
-
-def _schema(batches: Batches) -> tuple[pa.Schema, set[str]]:
-    """The type of each column over all records, and the columns of mixed types, which become JSON."""
-    types: dict[str, pa.DataType] = {}
-    as_json: set[str] = set()
-    for batch in batches():
-        for name in {name: None for record in batch for name in record}:
+    def exact(self, place: int) -> Any:
+        """The record with numbers of any length as they are written; the quick parser makes floats of long ones."""
+        raw = self.raws[place]
+        if isinstance(raw, bytes) and _LONG_NUMBER.search(raw):
             try:
-                found = pa.array([_held(record.get(name), name) for record in batch]).type
-                fields = [pa.schema([(name, t)]) for t in (types.get(name, pa.null()), found)]
-                types[name] = pa.unify_schemas(fields, promote_options="permissive").field(name).type
-            except (pa.ArrowException, OverflowError):
-                as_json.add(name)
-    as_json |= {name for name, kind in types.items() if _hollow(kind)}
-    kinds = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
-    kinds |= dict.fromkeys(as_json, pa.string())
-    if not kinds:
-        raise StoreError("there is no live row to write; a table needs one to have columns")
-    return pa.schema(list(kinds.items())), as_json
+                return DECODER.decode(raw.decode())
+            except (ValueError, RecursionError) as error:
+                raise Unusable(why_not_json(error)) from None
+        return self.records[place]
+
+    def raw(self, place: int) -> str:
+        said = self.raws[place]
+        if said is None:
+            return json.dumps(self.records[place], ensure_ascii=False, default=str)
+        return (said.decode("utf-8", "replace") if isinstance(said, bytes) else said).strip()
 
 
-def _held(value: Any, name: str) -> Any:
-    """Turns with their calls as JSON: what tools are called with has no one type."""
-    if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
-        return [m | {"tool_calls": _cell(m["tool_calls"])} if "tool_calls" in m else m for m in value]
-    return value
+@dataclass(slots=True)
+class Records:
+    """The blocks of an open file; `kind` is what it is, and `reached()` how far it is read."""
+
+    kind: str
+    blocks: Iterator[Block]
+    reached: Any
+    close: Any
 
 
-def _hollow(kind: pa.DataType) -> bool:
-    """Whether there are objects without fields in it, which Parquet cannot hold."""
-    if pa.types.is_list(kind):
-        return _hollow(kind.value_type)
-    return pa.types.is_struct(kind) and (not kind.num_fields or any(_hollow(f.type) for f in kind))
+def open_records(file: BinaryIO, name: str, as_text: bool = False) -> Records:
+    """`name` tells CSV and text; `as_text` takes a file that is nothing else for text."""
+    try:
+        stream = open_stream(file)
+        first = next(stream.pieces, b"")
+        kind = _kind(first, name, as_text)
+        stream.pieces = chain([first], stream.pieces)
+        if kind in _TABLES and stream.packed:
+            file = _spooled(stream)
+    except Damaged as why:
+        return Records("damaged file", iter([_broken(1, str(why))]), lambda: 0, file.close)
+    told = " in ".join(k for k in (kind, stream.encoding, stream.packed) if k)
+    note = f"decoded from {stream.encoding}" if stream.encoding else None
+    if kind in _TABLES:
+        blocks = _grouped(in_table(file, kind, name))
+    elif kind == "JSON lines":
+        blocks = _json_lines(stream)
+    else:
+        blocks = _grouped(_guarded(_found(stream, kind, name)))
+    return Records(told, _noted(blocks, note) if note else blocks, stream.reached, stream.close)
 
 
-def _tables(batches: Batches, schema: pa.Schema, as_json: set[str]) -> Iterator[pa.Table]:
-    for batch in batches():
-        columns = []
-        for field in schema:
-            values = [_held(record.get(field.name), field.name) for record in batch]
-            if field.name in as_json:
-                values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
-            columns.append(pa.array(values, field.type))
-        yield pa.table(columns, schema=schema)
+def plain_suffix(name: str) -> str:
+    """The suffix of a name, that of a packing left aside."""
+    *_, last = parts = name.lower().split(".")
+    return (parts[-2] if last in _PACKINGS and len(parts) > 2 else last) if len(parts) > 1 else ""
 
 
-_WRITERS = {"jsonl": _lines, "json": _array, "csv": _csv, "text": _text, "parquet": _parquet, "arrow": _arrow}
+def _kind(start: bytes, name: str, as_text: bool) -> str:
+    if start.startswith(b"PAR1"):
+        return "Parquet"
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "Arrow"
+    if told := _SUFFIXES.get(plain_suffix(name)):
+        return told
+    begins = start.lstrip()[:4096]
+    if _ARRAY.match(begins.split(b"\n")[0]):
+        return "JSON array"
+    if begins.split(b"\n")[0].strip() == b"{":
+        return "JSON objects"
+    return "text" if as_text and begins[:1] not in (b"{", b"[") else "JSON lines"
+
+
+def _found(stream: Stream, kind: str, name: str) -> Iterator[Found]:
+    guess = Guess()
+    if kind == "JSON array":
+        return in_array(array_pieces(stream.pieces, guess))
+    if kind == "JSON objects":
+        return in_array(text_lines(stream.pieces, guess), opened=True)
+    if kind == "CSV":
+        return in_csv(text_lines(stream.pieces, guess, blank=True), name, tabs=plain_suffix(name) == "tsv")
+    return passages(text_lines(stream.pieces, guess), markdown=kind == "Markdown")
+
+
+def _guarded(found: Iterator[Found]) -> Iterator[Found]:
+    """What is found, and a reject where the file can be read no further."""
+    line = 0
+    try:
+        for one in found:
+            line = one.line
+            yield one
+    except Damaged as why:
+        yield Found(line + 1, "", reason=str(why))
+
+
+def _grouped(found: Iterator[Found]) -> Iterator[Block]:
+    for number in count():
+        block, held = Block(), 0
+        for one in islice(found, _size(number)):
+            block.add(one)
+            held += len(one.raw or "")
+            if held > MOST:
+                break
+        if not block.lines:
+            return
+        yield block
+
+
+def _noted(blocks: Iterator[Block], note: str) -> Iterator[Block]:
+    for block in blocks:
+        for place in range(len(block.lines)):
+            block.notes[place] = "; ".join(filter(None, [note, block.notes.get(place)]))
+        yield block
+
+
+def _size(number: int) -> int:
+    return SMALL if number < _SMALL_ONES else LARGE
+
+
+def _broken(line: int, reason: str) -> Block:
+    block = Block()
+    block.add(Found(line, "", reason=reason))
+    return block
+
+
+def _spooled(stream: Stream) -> BinaryIO:
+    """A table is read from its end, so one that is packed is unpacked to the disk first."""
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it is read after this returns
+    for piece in stream.pieces:
+        unpacked.write(piece)
+    return unpacked
+
+
+# ---- JSON lines
+
+
+def _json_lines(stream: Stream) -> Iterator[Block]:
+    """Blocks of lines, parsed all at once where they are sound and one by one where they are not."""
+    guess, made = Guess(), 0
+    numbers: list[int] = []
+    lines: list[bytes] = []
+    extra: list[Found] = []
+    held, last = 0, 0
+
+    def take(n: int) -> Block:
+        nonlocal made
+        made += 1
+        block = _parsed(numbers[:n], lines[:n], extra, guess)
+        del numbers[:n], lines[:n], extra[:]
+        return block
+
+    try:
+        for more_numbers, more, too_long in line_groups(stream.pieces):
+            numbers += more_numbers
+            lines += more
+            extra += too_long
+            held += sum(map(len, more))
+            while len(lines) >= _size(made) or held > MOST:
+                yield take(min(_size(made), len(lines)))
+                held = sum(map(len, lines))
+            last = numbers[-1] if numbers else last
+    except Damaged as why:
+        extra.append(Found((numbers[-1] if numbers else last) + 1, "", reason=str(why)))
+    if lines or extra:
+        yield take(len(lines))
+
+
+def _parsed(numbers: list[int], lines: list[bytes], extra: list[Found], guess: Guess) -> Block:
+    block = Block(numbers, [], list(lines))
+    try:
+        block.records = list(map(orjson.loads, lines))
+    except orjson.JSONDecodeError:
+        block.records = []
+        guess_from(lines, guess)
+        for place, line in enumerate(lines):
+            block.records.append(_one(block, place, line, guess))
+    if extra:  # lines that are not parsed stand where they stood
+        both = sorted([*_as_found(block), *extra], key=lambda f: f.line)
+        block = Block()
+        for found in both:
+            block.add(found)
+    return block
+
+
+def _one(block: Block, place: int, line: bytes, guess: Guess) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        text, note = guess.decode(line)
+    block.raws[place] = text = text.rstrip()
+    if note:
+        block.notes[place] = note
+    try:
+        return DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        block.reasons[place] = why_not_json(error)
+        return None
+
+
+def _as_found(block: Block) -> Iterator[Found]:
+    for place, (line, record, raw) in enumerate(zip(block.lines, block.records, block.raws, strict=True)):
+        yield Found(line, raw, record, block.reasons.get(place), block.notes.get(place))

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from storage.exporting import Written, origins, pairs, selected
-from storage.records import write_records
+from storage.record_files import write_records
 from storage.schema import Messages
 from storage.shapes import openai, system_and_turns
 from storage.store import Store, StoreError
