@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 
 from storage.preferences import REJECTED, UNWANTED
-from storage.records import KINDS, plain_suffix, write_records
+from storage.record_files import KINDS, write_records
+from storage.records import plain_suffix
 from storage.schema import Messages
 from storage.shapes import Shape, plain, tree
 from storage.store import Store, StoreError
