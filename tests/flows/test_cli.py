@@ -78,7 +78,7 @@ def test_help_of_a_step_teaches_its_settings():
         pytest.param(("step", "clear-correct", "numbers"), 2, "--student-adapter student takes it", id="no-student"),
         pytest.param(("step", "random", "numbers", "--rows", "0"), 2, "rows", id="out-of-bounds"),
         pytest.param(("step", "nothing", "numbers"), 2, "nothing", id="no-such-step"),
-        pytest.param(("import", "/dev/null", "--name", "x"), 1, "/dev/null", id="empty-file"),
+        pytest.param(("import", "/dev/null", "--name", "x"), 1, "null has no usable row: it is empty", id="empty-file"),
         pytest.param(("import", "/nowhere.jsonl", "--name", "x"), 1, "/nowhere.jsonl", id="no-file"),
         pytest.param(("run", "/nowhere.yaml"), 2, "/nowhere.yaml", id="no-config"),
         pytest.param(("evaluate", "numbers", "--model", "/no/model"), 1, "/no/model", id="no-model"),
