@@ -139,8 +139,8 @@ def test_the_filter_that_reads_the_column_sets_the_threshold(store):
     assert ran == ["clear-score", "clear-filter"] and said["threshold"] == "clear-filter"
     marks = store.read(f"{store.ids()[-1]}")
     assert said["dropped"] == marks["drop_reason"].count() != said["spoilt"]
-    told = ["clear_consistency", "clear_similarity", "clear_reflection", "clear_confidence", "clear_unread", "clear_cut"]
-    assert list(said["columns"]) == told
+    told = ["consistency", "similarity", "reflection", "confidence", "unread", "cut"]
+    assert list(said["columns"]) == [f"clear_{name}" for name in told]
     assert said["columns"]["clear_reflection"]["auroc"] > 0.9
     assert said["column"] == "clear_confidence" and said["precision"] == pytest.approx(
         said["recall"] * 20 / said["dropped"]
