@@ -28,7 +28,8 @@ def runs(tmp_path):
     """Two seeds; round 1 is right on 90 of 100 rows, random on 70, the untuned model on 10."""
     store, made = Store(tmp_path), []
     pool = rows(*[("q", "a")] * 10)
-    origin = pl.DataFrame({"id": pool["id"], "file": "raw", "line": range(1, 11), "columns": None, "note": None})
+    nothing = {"columns": None, "note": None, "form": None}
+    origin = pl.DataFrame({"id": pool["id"], "file": "raw", "line": range(1, 11), **nothing})
     part = store.put_part("origin", origin, ORIGIN)
     sealed(store, "pool", pool, side={"origin": (part,)}, counts={"rows": 10, "live": 10, "rejected": 2})
     reasons = ["clear-filter: low"] * 4 + [None] * 6
