@@ -54,7 +54,8 @@ def _alike(mine: np.ndarray, theirs: np.ndarray, least: float) -> pl.DataFrame:
     """Each row's nearest held-out row, where their cosine is at least so much."""
     near = [pl.DataFrame(schema=FOUND)]
     for start in range(0, len(mine) if len(theirs) else 0, BLOCK):
-        cosine = mine[start : start + BLOCK] @ theirs.T
+        # a text without a direction is near none
+        cosine = np.nan_to_num(mine[start : start + BLOCK] @ theirs.T, nan=-1.0)
         best = cosine.argmax(axis=1)
         most = cosine[np.arange(len(best)), best]
         row = np.flatnonzero(most >= least)

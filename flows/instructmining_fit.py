@@ -21,7 +21,7 @@ from curation.step import StepError
 from flows import assemble, cards
 from flows.cells import through
 from flows.config import Use
-from flows.engines import identity, release
+from flows.engines import identity, release, trained_on
 from flows.fit_config import FitConfig
 from flows.loop import Turn
 from flows.models import tuned
@@ -120,7 +120,7 @@ def elsewhere(config: FitConfig, store: Store, scored: str, mine: list[Training]
     very rows of a subset, such as with a seed that is no longer asked for: it may be kept apart.
     """
     known = {t.adapter for t in mine} | {t.chosen for t in mine}
-    base = identity(tuned(store, config.model, None, config.engine))
+    base = trained_on(tuned(store, config.model, None))
     pool = _candidates(store, scored, config)["said"]
     for made in map(store.manifest, store.ids()):
         if made.step != "train" or made.id in known or made.engines.get("base") != base:
@@ -128,9 +128,14 @@ def elsewhere(config: FitConfig, store: Store, scored: str, mine: list[Training]
         rows = made.inputs["rows"]
         if rows in known or not store.exists(rows):
             continue
-        live = store.read(rows, ["messages", "drop_reason"]).filter(pl.col("drop_reason").is_null()).select(SAID)
+        live = _learnt(store, rows)
         if live.height and live["said"].is_in(pool.implode()).all():
             yield Training(None, made.config["seed"], rows, made.id)
+
+
+def _learnt(store: Store, rows: str) -> pl.DataFrame:
+    """What the rows say that a training on this dataset saw: the live ones."""
+    return store.read(rows, ["messages", "drop_reason"]).filter(pl.col("drop_reason").is_null()).select(SAID)
 
 
 def _candidates(store: Store, scored: str, config: FitConfig) -> pl.DataFrame:
@@ -159,7 +164,7 @@ def observed(config: FitConfig, store: Store, scored: str, trainings: list[Train
     lines = []
     for t in (t for t in trainings if t.validated):
         loss = store.read(t.validated, ["base_nll"])["base_nll"].mean()
-        chosen = store.read(t.chosen, ["messages"]).select(SAID).join(rows, on="said")
+        chosen = _learnt(store, t.chosen).join(rows, on="said")
         made = store.manifest(t.adapter)
         kind = key_of({k: v for k, v in made.config.items() if k != "seed"}, chosen.height)[:8]
         apart = t.number is not None and config.apart(t.number)

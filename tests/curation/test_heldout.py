@@ -107,3 +107,15 @@ def test_the_review_shows_both_sides_of_each_rule():
         review(pool, Contamination(cosine=0), tables={"heldout": held}).filter(pl.col("rule") == "meaning").is_empty()
     )
     assert review(pool, Contamination(), {"embedder": FakeEmbedder()}, {"heldout": rows()}).is_empty()
+
+
+def test_a_held_out_text_without_a_direction_hides_no_other():
+    class Half(FakeEmbedder):
+        def embed(self, texts):
+            vectors = super().embed(texts)
+            vectors[[i for i, text in enumerate(texts) if "..." in text]] = float("nan")
+            return vectors
+
+    pool, held = rows(("hello there", "x")), rows(("there, hello!", "y"), ("...", "y"), id=["h0", "h1"])
+    table = review(pool, Contamination(cosine=0.99), {"embedder": Half()}, {"heldout": held})
+    assert table.filter(pl.col("rule") == "meaning").select("id", "heldout").rows() == [("r0", "h0")]

@@ -12,7 +12,8 @@ from curation.split import Split, split
 from curation.step import StepError, find_step
 from flows.compare_config import load_comparison
 from flows.config import ConfigError
-from flows.engines import EngineSpec, identity
+from flows.engine_settings import Vllm
+from flows.engines import EngineSpec, trained_on
 from flows.fit_config import load_fit
 from flows.instructmining_fit import Training, as_rule, elsewhere, fit_observed, keep, observed
 from flows.rule_page import fit_facts, fit_markdown, fit_text
@@ -145,9 +146,11 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
             )
         )
 
-    def training(number, ids, steps=8, seed=0):
+    def training(number, ids, steps=8, seed=0, dropped=()):
         mine = pl.lit("" if number < 48 else "x")  # another run has other ids for the same rows
         taken = pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
+        gone = pl.when(pl.col("id").is_in([f"x{i}" for i in dropped])).then(pl.lit("clear-filter: low"))
+        taken = taken.with_columns(drop_reason=gone.otherwise("drop_reason"))
         chosen = sealed(f"taken-{number}-{seed}", taken)
         mean = sum(min(values["perplexity"][int(i[1:])], 3) for i in ids) / len(ids)
         loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * draw.uniform(0.99, 1.01) for _ in range(30)]
@@ -163,15 +166,19 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
         )
         return Training(number if number < 48 else None, seed, chosen, adapter, validated)
 
-    base = identity(EngineSpec())
+    base = trained_on(EngineSpec())
     scored = sealed("score-1", pool)
     order = pool["id"][30:].to_list()
     ranked = sorted(order, key=lambda i: values["perplexity"][int(i[1:])])
     mine = [training(n, draw.sample(ranked[n * 4 : n * 4 + 80], 24)) for n in range(48)]
-    others = [training(n, draw.sample(order, 24), steps=20) for n in (50, 51, 52)]
+    others = [training(n, draw.sample(order, 24), steps=20) for n in (50, 51)]
+    marked = draw.sample(order, 25)  # what was dropped was not trained on, and is not observed
+    others.append(training(52, marked, steps=20, dropped=marked[:1]))
     training(53, [*draw.sample(order, 9), "r3"])  # a validation row: not an observation
     found = list(elsewhere(config, store, scored, mine))
     assert {t.adapter for t in found} == {t.adapter for t in others} and {t.number for t in found} == {None}
+    elsewhere_run = config.model_copy(update={"engine": Vllm()})  # where answers come from is nothing to a training
+    assert len(list(elsewhere(elsewhere_run, store, scored, mine))) == 3
     again = training(0, order[:24], seed=7)
     store.seal(Manifest("train-again", "adapter", "train", 1, {"seed": 9}, {"base": base}, {"rows": mine[5].chosen}))
     assert "train-again" not in {
@@ -179,6 +186,7 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
     }  # 5's rows, as they are
 
     seen = observed(config, store, scored, mine + others)
+    assert set(seen["rows"]) == {24}
     assert seen.height == 51 and seen["apart"].sum() == 12 and seen["kind"].n_unique() == 2
     assert seen["perplexity"].max() < 4  # the giant is held to the pool's 99th percentile
     table = keep(config, store, scored, seen)
