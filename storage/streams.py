@@ -87,8 +87,8 @@ def _pieces(stream: Any, file: BinaryIO, packed: str | None) -> Iterator[bytes]:
             OSError,
             RuntimeError,
         ) as e:
-            if isinstance(e, OSError) and e.errno is not None:
-                raise
+            if isinstance(e, OSError) and (packed is None or not of_decoder(e)):
+                raise  # a disk or a network that fails is no damage of the file: nothing is sealed
             if held:
                 yield b"".join(held)
             raise Damaged(f"the compressed file is cut off or damaged: {e}") from e
@@ -106,6 +106,11 @@ def _pieces(stream: Any, file: BinaryIO, packed: str | None) -> Iterator[bytes]:
                 f"the file unpacks to more than {BOMB_RATIO} times its size, so it is read no further; "
                 "unpack it yourself if you trust it"
             )
+
+
+def of_decoder(error: OSError) -> bool:
+    """Whether a library that decodes says that the data is damaged: it knows no number of an error, and no timeout."""
+    return error.errno is None and type(error) in (OSError, gzip.BadGzipFile)
 
 
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

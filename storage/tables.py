@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from storage.arrays import Found
 from storage.store import StoreError
+from storage.streams import of_decoder
 
 _AT_ONCE = 2048  # rows of a table that are Python objects at once
 csv.field_size_limit(1 << 24)
@@ -75,6 +76,8 @@ def in_table(file: BinaryIO, kind: str, name: str) -> Iterator[Found]:
                 line += 1
                 yield Found(line, None, record)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and not of_decoder(error):
+            raise
         if not line:
             raise StoreError(f"{name} cannot be read as {kind}: {error}; write it again") from error
         yield Found(line + 1, "", reason=f"the file is damaged and read no further: {str(error)[:200]}")

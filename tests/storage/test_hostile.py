@@ -1,6 +1,11 @@
 """Whatever a file holds, every line of it is a row or a reject that says why, and nothing ends in a traceback."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import os
 import shutil
 from itertools import count
 from pathlib import Path
@@ -18,6 +23,8 @@ from storage.reading import Raw, read_batches, tell_format
 from storage.records import Block
 from storage.schema import row_id
 from storage.store import StoreError
+from storage.streams import open_stream
+from storage.tables import in_table
 
 GOOD = {"instruction": "Add.", "input": "2+2", "output": "4"}
 FILES = Path(__file__).parent / "files"
@@ -196,3 +203,28 @@ def test_a_table_whose_middle_is_damaged_keeps_what_stands_before(tmp_path, wher
 def swept(tmp_path_factory):
     yield
     shutil.rmtree(tmp_path_factory.getbasetemp() / "fuzz", ignore_errors=True)
+
+
+class Faltering(io.BytesIO):
+    """A file behind a network that fails after the first bytes."""
+
+    def read(self, size=-1):
+        if self.tell() >= 1 << 12:
+            raise TimeoutError("no answer")
+        return super().read(min(size, 1 << 12) if size >= 0 else 1 << 12)
+
+    read1 = read
+
+
+@pytest.mark.parametrize("packed", [lambda raw: raw, gzip.compress, bz2.compress, lzma.compress])
+def test_a_network_that_fails_in_the_middle_is_no_end_of_the_file(packed):
+    raw = packed(os.urandom(1 << 16))
+    with pytest.raises(TimeoutError):
+        list(open_stream(Faltering(raw)).pieces)
+
+
+def test_nor_is_it_the_end_of_a_table():
+    out = io.BytesIO()
+    pq.write_table(pa.table({"a": os.urandom(1 << 16).hex().encode().split(b"0")}), out)
+    with pytest.raises(TimeoutError):
+        list(in_table(Faltering(out.getvalue()), "Parquet", "rows.parquet"))
