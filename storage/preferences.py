@@ -21,8 +21,11 @@ def pair(record: Record) -> list[Said]:
     """The rejected row and the chosen one, which is preferred to it."""
     notes: list[str] = []
     if "chosen" in record:
-        asked = _prompt(record, notes)
         chosen, rejected = (_answers(record, field, notes) for field in ("chosen", "rejected"))
+        whole = _asks(chosen) and _asks(rejected)  # with the prompt beside them, as UltraFeedback has it
+        if whole and isinstance(record.get("prompt"), str) and record["prompt"] not in _asks(chosen):
+            raise Unusable("'prompt' is not what 'chosen' answers")
+        asked = [] if whole else _prompt(record, notes)
         form = None if "prompt" in record or "instruction" in record or asked else '{"prompt": 0}'
     else:  # ms-swift's: the conversation with the better answer, and the other answer or conversation
         chosen, note = turns(record, "messages")
@@ -88,6 +91,11 @@ def _answers(record: Record, field: str, notes: list[str]) -> Messages:
     said, note = in_turns([given]) if isinstance(given, dict) else turns(record, field)
     notes += [note] if note and note not in notes else []
     return said
+
+
+def _asks(said: Messages) -> list[str | None]:
+    """What a person says in it; nothing in an answer alone."""
+    return [m["content"] for m in said if m["role"] == "user"]
 
 
 def _transcript(said: str) -> Messages:

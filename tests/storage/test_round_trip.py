@@ -153,8 +153,11 @@ def test_an_unwanted_answer_is_dropped_from_the_start(tmp_path):
         {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
          "rejected_response": "5"},
         {"chosen": "\n\nHuman: 2+2\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2\n\nAssistant: 5"},
+        {"prompt": "2+2", "messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
+         "chosen": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
+         "rejected": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "5"}]},
     ],
-    ids=["alpaca", "LLaMA-Factory's ShareGPT", "ms-swift's", "Anthropic's"],
+    ids=["alpaca", "LLaMA-Factory's ShareGPT", "ms-swift's", "Anthropic's", "UltraFeedback's"],
 )  # fmt: skip
 def test_pairs_have_many_forms(tmp_path, record):
     (tmp_path / "raw.jsonl").write_text(json.dumps(record))
