@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curation.private import PEOPLE, Found, keys, people
 from curation.step import StepConfig, StepError, step
-from storage.schema import row_id
+from storage.schema import SPOKEN, row_id
 
 FOUND = pl.List(pl.Struct({"kind": pl.String, "text": pl.String}))
 
@@ -108,26 +108,30 @@ def _masked(parents: pl.DataFrame) -> pl.DataFrame:
 
 
 def _texts(message: dict[str, str | None]) -> list[str]:
-    return [text for text in (message["content"], message.get("tool_calls")) if text]
+    """All that a message says: what is beside its content too, such as its reasoning."""
+    return [text for text in (message["content"], *(message.get(name) for name in SPOKEN)) if text]
 
 
 def _without(message: dict[str, str | None], found: list[Found]) -> dict[str, str | None]:
     """The message with masks in it. A bare number in a tool call's JSON becomes a text, so that it stays JSON."""
-    content, calls = message["content"], message.get("tool_calls")
-    masked = calls and _mask(calls, found)
+    said = {name: text and _mask(text, found) for name, text in message.items() if name != "role"}
+    calls, masked = message.get("tool_calls"), said.get("tool_calls")
     if masked and not _is_json(masked) and _is_json(calls):
-        masked = _mask(calls, found, quoted=True)
-    return {**message, "content": content and _mask(content, found), "tool_calls": masked}
+        said["tool_calls"] = _mask(calls, found, quoted=True)
+    return {**message, **said}
 
 
 def _mask(text: str, found: list[Found], quoted: bool = False) -> str:
-    """Longest first, so that what stands within another is gone by then; within a longer word only if nowhere else."""
+    """Longest first, so that what stands within another is gone by then; within a longer word only if nowhere else.
+
+    A word is of ASCII: Chinese has no spaces around an address.
+    """
     for one in sorted(found, key=lambda f: -len(f.text)):
         mask = f"<{one.kind}>"
         there = rf"(?<!\w){re.escape(one.text)}(?!\w)"
         if quoted:
             text = re.sub(rf"(?<=[:,\[\s]){re.escape(one.text)}(?=[,\]}}\s])", lambda _, mask=mask: f'"{mask}"', text)
-        text, times = re.subn(there, lambda _, mask=mask: mask, text)
+        text, times = re.subn(there, lambda _, mask=mask: mask, text, flags=re.ASCII)
         text = text if times else text.replace(one.text, mask)
     return text
 

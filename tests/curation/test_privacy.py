@@ -146,3 +146,15 @@ def test_what_is_part_of_a_longer_word_stays_unless_it_stands_nowhere_else():
 
     assert masked("1.1.1.1 and 11.1.1.12", "1.1.1.1") == "<IP_ADDRESS> and 11.1.1.12"
     assert masked("x1.1.1.1x", "1.1.1.1") == "x<IP_ADDRESS>x"
+    assert masked("1.1.1.1 又写信给1.1.1.1吧", "1.1.1.1") == "<IP_ADDRESS> 又写信给<IP_ADDRESS>吧"
+
+
+def test_what_is_said_beside_the_content_is_looked_at_and_masked_too():
+    thought = message("assistant", "Done.", reasoning_content="jane@example.com asked")
+    frame = rows(("q", "a")).with_columns(
+        messages=pl.Series([[message("user", "q"), thought]], dtype=rows().schema["messages"])
+    )
+    found = scored(frame)
+    assert found["privacy_kinds"].to_list() == ["EMAIL_ADDRESS"]
+    new = find_step("privacy-mask")(found, PrivacyMask())["messages"].to_list()[1][1]
+    assert new["reasoning_content"] == "<EMAIL_ADDRESS> asked" and new["content"] == "Done."
