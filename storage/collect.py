@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from storage.manifest import Manifest
-from storage.store import Store
+from storage.store import Store, StoreError
 from storage.using import in_use, looking, nobody_else
 
 
@@ -90,7 +90,13 @@ def own_bytes(store: Store, made: Manifest, manifests: Mapping[str, Manifest]) -
 def _garbage(store: Store, used: set[str]) -> Garbage:
     with looking():
         manifests = {i: store.manifest(i) for i in store.ids()}
-    named = reached(manifests, store.names().values())
+    names = store.names()
+    if lost := sorted(name for name, made in names.items() if made not in manifests):
+        raise StoreError(
+            f"{lost[0]} names a dataset that is not there, set aside perhaps, and its parts may be: run what made it "
+            f"again, or `thresher forget {lost[0]}` if it is to go"
+        )
+    named = reached(manifests, names.values())
     kept = reached(manifests, {*named, *used})
     needed = {file for i in kept for file in manifests[i].parts} | used
     sealed = {file for made in manifests.values() for file in made.parts}

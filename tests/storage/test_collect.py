@@ -135,6 +135,13 @@ def test_where_a_manifest_cannot_be_read_nothing_goes(store):
     assert store.exists("filter-2")
 
 
+def test_where_a_name_has_lost_its_dataset_nothing_goes(store):
+    (store.folder("filter-1") / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="kept names a dataset that is not there"):
+        collect(store)
+    assert store.exists("score-2") and len(list(store.root.glob("parts/*/*.parquet"))) == 3
+
+
 def test_journals_of_processes_that_are_gone_are_removed(store):
     ran = other_process(store, "store.exists('filter-2')")
     ran.kill()
