@@ -74,8 +74,8 @@ def code_digest(path: Path) -> str:
 
 def _register(path: Path, digest: str) -> tuple[str, ...]:
     before = dict(STEPS)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # it may import what lies beside it
+    _forget_imports(path)
+    sys.path.insert(0, str(path.parent))  # it may import what lies beside it, and that before another file's
     spec = importlib.util.spec_from_file_location(f"own_steps_{digest[:12]}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # pydantic looks there for the types that a config names
@@ -90,9 +90,22 @@ def _register(path: Path, digest: str) -> tuple[str, ...]:
         if isinstance(why, ConfigError | KeyboardInterrupt):
             raise
         raise ConfigError(_told(path, why)) from why
+    finally:
+        sys.path.remove(str(path.parent))
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # for what it imports when it is run
     for name in new:
         STEPS[name] = replace(STEPS[name], code=digest)
     return new
+
+
+def _forget_imports(path: Path) -> None:
+    """What lies beside the file is imported anew: it may have changed, or be another file's of the same name."""
+    for file in _with_imports(path, path.parent, set()) - {path}:
+        parts = file.relative_to(path.parent).with_suffix("").parts
+        sys.modules.pop(".".join(parts[:-1] if parts[-1] == "__init__" else parts), None)
+        Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)  # it knows of seconds alone
+    importlib.invalidate_caches()
 
 
 def _told(path: Path, why: BaseException) -> str:

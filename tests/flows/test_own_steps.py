@@ -81,6 +81,7 @@ def test_what_a_file_says_is_in_the_key_and_so_is_what_it_imports_from_its_own_f
     load_steps([mine])
     third = run(store, "asks-back")
     assert len({first, second, third}) == 3
+    assert store.read(third)["my_questions"].to_list() == [1, 4, 0]  # by what it says now
     (mine.parent / "unrelated.py").write_text("x = 2")
     load_steps([mine])
     assert run(store, "asks-back") == third
