@@ -93,13 +93,16 @@ def _axolotl_pair(id: str, messages: Messages, rejected: Messages) -> Record:
 
 
 def _factory(id: str, messages: Messages) -> Record:
-    """ShareGPT's form, in which question and answer take turns; a result of a tool stands where a question does."""
+    """ShareGPT's form, in which question and answer take turns; a result of a tool stands where a question does.
+
+    `system` and `tools` are in every record: its reader fails where `dataset_info.json` names a column that is nowhere.
+    """
     system, turns = system_and_turns(messages)
     said = [turn for m in turns for turn in _factory_turns(m)] if all(m["role"] in _FROM for m in turns) else []
     asks = [turn["from"] in ("human", "observation") for turn in said]
     if not said or asks != [n % 2 == 0 for n in range(len(said))] or len(said) % 2:
         raise StoreError(f"row {id} does not take turns of question and answer, which LLaMA-Factory needs; drop it")
-    return {"conversations": said} | ({} if system is None else {"system": system})
+    return {"conversations": said, "system": system or "", "tools": ""}
 
 
 def _factory_turns(m: dict[str, str | None]) -> list[Record]:

@@ -44,7 +44,8 @@ def test_settings_name_the_files_that_are_there(tmp_path, trainer):
 
 def test_llama_factory_has_questions_at_odd_places_and_answers_at_even_ones(tmp_path):
     _, learnt, pairs = exported(tmp_path, "llama-factory")
-    tools = next(r for r in learnt if "tools" in r)
+    assert all({"system", "tools"} <= set(r) for r in learnt)
+    tools = next(r for r in learnt if r["tools"])
     assert tools["system"] == "You may add."
     assert [t["from"] for t in tools["conversations"]] == ["human", "function_call", "observation", "gpt"]
     assert json.loads(tools["conversations"][1]["value"]) == {"name": "add", "arguments": {"a": 2, "b": 2}}
