@@ -124,67 +124,72 @@ def test_a_fitted_rule_is_found_by_name_and_its_text_is_what_a_step_is_given(tmp
         rules(store)
 
 
-def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder):
-    """Adapters that were never trained, whose losses follow the noise of their rows; one of another run among them."""
-    store, config = Store(tmp_path), load_fit(folder / "fit.yaml", ["subsets=48", "indicators=[perplexity, mtld]"])
-    draw = random.Random(1)
-    pool = rows(*[(f"q{i}", "a") for i in range(300)], split=["validation" if i < 30 else "train" for i in range(300)])
-    values = {"perplexity": [draw.gauss(0, 1) for _ in range(300)], "mtld": [draw.gauss(5, 2) for _ in range(300)]}
-    values["perplexity"][299] = 1e9
-    pool = pool.with_columns(pl.Series(f"instructmining_{k}", v) for k, v in values.items())
+class Planted:
+    """A store of adapters that were never trained, whose losses follow the noise of their rows."""
 
-    def sealed(name, frame, kind="rows", **more):
-        part = store.put_part(name, frame)
-        return store.seal(
-            Manifest(
-                name,
-                kind,
-                name.split("-")[0],
-                1,
-                **{"config": {}, "engines": {}, "inputs": {}, **more},
-                shards=((part,),),
-            )
-        )
+    def __init__(self, store: Store) -> None:
+        self.store, self.draw = store, random.Random(1)
+        split = ["validation" if i < 30 else "train" for i in range(300)]
+        self.perplexity = [self.draw.gauss(0, 1) for _ in range(300)]
+        mtld = [self.draw.gauss(5, 2) for _ in range(300)]
+        self.perplexity[299] = 1e9
+        pool = rows(*[(f"q{i}", "a") for i in range(300)], split=split)
+        values = {"perplexity": self.perplexity, "mtld": mtld}
+        self.pool = pool.with_columns(pl.Series(f"instructmining_{k}", v) for k, v in values.items())
+        self.scored = self.sealed("score-1", self.pool)
+        self.base = trained_on(EngineSpec())
 
-    def training(number, ids, steps=8, seed=0, dropped=()):
+    def sealed(self, name, frame, kind="rows", **more):
+        part = self.store.put_part(name, frame)
+        told = {"config": {}, "engines": {}, "inputs": {}, **more}
+        return self.store.seal(Manifest(name, kind, name.split("-")[0], 1, **told, shards=((part,),)))
+
+    def training(self, number, ids, steps=8, seed=0, dropped=()):
         mine = pl.lit("" if number < 48 else "x")  # another run has other ids for the same rows
-        taken = pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
+        taken = self.pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
         gone = pl.when(pl.col("id").is_in([f"x{i}" for i in dropped])).then(pl.lit("clear-filter: low"))
         taken = taken.with_columns(drop_reason=gone.otherwise("drop_reason"))
-        chosen = sealed(f"taken-{number}-{seed}", taken)
-        mean = sum(min(values["perplexity"][int(i[1:])], 3) for i in ids) / len(ids)
-        loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * draw.uniform(0.99, 1.01) for _ in range(30)]
-        validated = sealed(f"perplexity-{number}-{seed}", pool.head(30).with_columns(base_nll=pl.Series(loss)))
-        said = {"optimizer_steps": steps, "seed": seed}
-        adapter = sealed(
-            f"train-{number}-{seed}",
-            pool.select("id").head(1),
-            "adapter",
-            config=said,
-            inputs={"rows": chosen},
-            engines={"base": base},
-        )
+        chosen = self.sealed(f"taken-{number}-{seed}", taken)
+        mean = sum(min(self.perplexity[int(i[1:])], 3) for i in ids) / len(ids)
+        loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * self.draw.uniform(0.99, 1.01) for _ in range(30)]
+        measured = self.pool.head(30).with_columns(base_nll=pl.Series(loss))
+        validated = self.sealed(f"perplexity-{number}-{seed}", measured)
+        how = {"config": {"optimizer_steps": steps, "seed": seed}, "engines": {"base": self.base}}
+        one = self.pool.select("id").head(1)
+        adapter = self.sealed(f"train-{number}-{seed}", one, "adapter", inputs={"rows": chosen}, **how)
         return Training(number if number < 48 else None, seed, chosen, adapter, validated)
 
-    base = trained_on(EngineSpec())
-    scored = sealed("score-1", pool)
-    order = pool["id"][30:].to_list()
-    ranked = sorted(order, key=lambda i: values["perplexity"][int(i[1:])])
-    mine = [training(n, draw.sample(ranked[n * 4 : n * 4 + 80], 24)) for n in range(48)]
-    others = [training(n, draw.sample(order, 24), steps=20) for n in (50, 51)]
-    marked = draw.sample(order, 25)  # what was dropped was not trained on, and is not observed
-    others.append(training(52, marked, steps=20, dropped=marked[:1]))
-    training(53, [*draw.sample(order, 9), "r3"])  # a validation row: not an observation
+
+@pytest.fixture
+def trainings(tmp_path, folder):
+    """The store, a fit's config, its own trainings and those of another run."""
+    made = Planted(Store(tmp_path))
+    config = load_fit(folder / "fit.yaml", ["subsets=48", "indicators=[perplexity, mtld]"])
+    order = made.pool["id"][30:].to_list()
+    ranked = sorted(order, key=lambda i: made.perplexity[int(i[1:])])
+    mine = [made.training(n, made.draw.sample(ranked[n * 4 : n * 4 + 80], 24)) for n in range(48)]
+    others = [made.training(n, made.draw.sample(order, 24), steps=20) for n in (50, 51)]
+    marked = made.draw.sample(order, 25)  # what was dropped was not trained on, and is not observed
+    others.append(made.training(52, marked, steps=20, dropped=marked[:1]))
+    return made, config, mine, others
+
+
+def test_trainings_of_other_runs_on_rows_of_the_pool_become_observations(trainings):
+    made, config, mine, others = trainings
+    store, scored, order = made.store, made.scored, made.pool["id"][30:].to_list()
+    made.training(53, [*made.draw.sample(order, 9), "r3"])  # a validation row: not an observation
     found = list(elsewhere(config, store, scored, mine))
     assert {t.adapter for t in found} == {t.adapter for t in others} and {t.number for t in found} == {None}
     elsewhere_run = config.model_copy(update={"engine": Vllm()})  # where answers come from is nothing to a training
     assert len(list(elsewhere(elsewhere_run, store, scored, mine))) == 3
-    again = training(0, order[:24], seed=7)
-    store.seal(Manifest("train-again", "adapter", "train", 1, {"seed": 9}, {"base": base}, {"rows": mine[5].chosen}))
-    assert "train-again" not in {
-        t.adapter for t in elsewhere(config, store, scored, [*mine, again])
-    }  # 5's rows, as they are
+    again, on = made.training(0, order[:24], seed=7), {"rows": mine[5].chosen}  # 5's rows, as they are
+    store.seal(Manifest("train-again", "adapter", "train", 1, {"seed": 9}, {"base": made.base}, on))
+    assert "train-again" not in {t.adapter for t in elsewhere(config, store, scored, [*mine, again])}
 
+
+def test_observations_become_a_rule_with_its_page(trainings):
+    made, config, mine, others = trainings
+    store, scored = made.store, made.scored
     seen = observed(config, store, scored, mine + others)
     assert set(seen["rows"]) == {24}
     assert seen.height == 51 and seen["apart"].sum() == 12 and seen["kind"].n_unique() == 2
@@ -195,18 +200,12 @@ def test_trainings_become_observations_and_a_rule_with_its_page(tmp_path, folder
     fitted = fit_observed(config, seen, bounds)
     assert fitted.passes and fitted.regression.coefficients[0] == pytest.approx(0.5, abs=0.03)
     rule = as_rule(config, store, seen, fitted)
-    assert (
-        rule.subsets == 39
-        and rule.heldout_subsets == 12
-        and rule.version == as_rule(config, store, seen, fitted).version
-    )
+    assert rule.subsets == 39 and rule.heldout_subsets == 12
+    assert rule.version == as_rule(config, store, seen, fitted).version
     said = fit_facts(rule, fitted, seen, table, ["subset 9, no memory"])
     page, lines = fit_markdown(json.loads(json.dumps(said))), fit_text(said)
-    assert (
-        "The rule planted is installed: Spearman" in page
-        and "- subset 9, no memory" in page
-        and "| perplexity | 0." in page
-    )
+    assert "The rule planted is installed: Spearman" in page
+    assert "- subset 9, no memory" in page and "| perplexity | 0." in page
     assert "perplexity" in lines and said["trainings"] == {"subsets": 48, "of_other_runs": 3, "failed": 1}
     turned = seen.with_columns(loss=pl.when("apart").then(10 / pl.col("loss")).otherwise("loss"))
     refused = fit_observed(config, turned, bounds)
