@@ -22,7 +22,7 @@ class Contamination(HeldoutOverlap):
         return () if self.cosine else ("embedder",)
 
 
-@step("contamination", kind="table", writes="id heldout source rule share said heldout_said")
+@step("contamination", kind="table", version=2, writes="id heldout source rule share said heldout_said")
 def review(rows: pl.DataFrame, cfg: Contamination, heldout: pl.DataFrame, embedder: Embedder) -> pl.DataFrame:
     """A table of the rows that overlap with a held-out row: by which rule, how much, and what both say.
 

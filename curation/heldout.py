@@ -31,7 +31,7 @@ class HeldoutOverlap(StepConfig):
     """Rows that cover more than this share of a held-out prompt or answer by such runs are dropped."""
 
 
-@step("heldout-overlap", kind="filter", version=2)
+@step("heldout-overlap", kind="filter", version=3)
 def drop_heldout(rows: pl.DataFrame, cfg: HeldoutOverlap, heldout: pl.DataFrame) -> pl.DataFrame:
     """Drop rows whose prompt is, or nearly is, that of a held-out row, whatever the answers, or that quotes one.
 
@@ -61,9 +61,8 @@ def overlaps(rows: pl.DataFrame, held: pl.DataFrame, cfg: HeldoutOverlap) -> pl.
     near = nearest(*pair, cfg.jaccard, cfg.shingle)
     found.append(near.select(row="text", heldout="held", rule=pl.lit("near"), share="jaccard"))
     if cfg.ngram:
-        answers = [f.select(response_text(), group=pl.lit("")) for f in (rows, held)]
-        answer = [series for frame in answers for series in frame.get_columns()]
-        for rule, texts in zip(QUOTED, (pair, answer), strict=True):
+        answers = [f.select(response_text()).to_series() for f in (rows, held)]
+        for rule, texts in zip(QUOTED, ((mine["text"], theirs["text"]), answers), strict=True):
             quoted = covered(*texts, cfg.ngram, cfg.share).sort(["share", "held"], descending=[True, False])
             quoted = quoted.unique("text", keep="first", maintain_order=True)
             found.append(quoted.select(row="text", heldout="held", rule=pl.lit(rule), share="share"))

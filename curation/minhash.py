@@ -52,19 +52,26 @@ def copies(texts: pl.Series, groups: pl.Series, jaccard: float, size: int) -> pl
 def nearest(
     texts: pl.Series, groups: pl.Series, held: pl.Series, held_groups: pl.Series, jaccard: float, size: int
 ) -> pl.DataFrame:
-    """Columns `text`, `held` and `jaccard`: for each text that is near a held one of its group, the nearest such."""
+    """Columns `text`, `held` and `jaccard`: for each text that is near a held one, the nearest such.
+
+    Compared are texts of one group, and those of no group ("") with all.
+    """
     index = _index(jaccard)
     start = 0
-    for chunk in shingled(held, size, held_groups):
+    for chunk in shingled(held, size):
         matrix = _signed(chunk)
         index.insert_matrix(matrix, start)
         start += _rows(matrix)
     flags: list[bool] = []
-    for chunk in shingled(texts, size, groups):
+    for chunk in shingled(texts, size):
         flags += index.query_duplicate_flags_matrix_one_shot(_signed(chunk))  # also those near each other
-    mine, sets = _bands_and_sets(texts, groups, np.flatnonzero(flags), size)
-    theirs, held_sets = _bands_and_sets(held, held_groups, np.arange(len(held)), size)
-    proposed = mine.join(theirs, on="band").select(a="item_right", b="item").unique()
+    mine, sets = _bands_and_sets(texts, None, np.flatnonzero(flags), size)
+    theirs, held_sets = _bands_and_sets(held, None, np.arange(len(held)), size)
+    mine = mine.with_columns(group=groups.gather(mine["item"]))
+    theirs = theirs.with_columns(group=held_groups.gather(theirs["item"]))
+    proposed = mine.join(theirs, on="band", suffix="_held")
+    alike = (pl.col("group") == pl.col("group_held")) | (pl.col("group") == "") | (pl.col("group_held") == "")
+    proposed = proposed.filter(alike).select(a="item_held", b="item").unique()
     near = _verified(proposed, held_sets, sets, jaccard).sort(["jaccard", "a"], descending=[True, False])
     return near.unique("b", keep="first", maintain_order=True).select(text="b", held="a", jaccard="jaccard")
 
@@ -86,11 +93,11 @@ def _rows(matrix: RMinHashDigestMatrix) -> int:
 
 
 def _bands_and_sets(
-    texts: pl.Series, groups: pl.Series, some: np.ndarray, size: int
+    texts: pl.Series, groups: pl.Series | None, some: np.ndarray, size: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Of some texts: (item, band) for each of their bands, and (item, shingles)."""
     bands, sets = [pl.Series([], dtype=pl.UInt64)], [pl.Series([], dtype=pl.List(pl.UInt64))]
-    for chunk in shingled(texts[some], size, groups[some]):
+    for chunk in shingled(texts[some], size, None if groups is None else groups[some]):
         signature = np.array(_signed(chunk).to_rows(), np.uint64).reshape(-1, BANDS, ROWS_PER_BAND)
         parts = pl.DataFrame({str(i): signature[:, :, i].ravel() for i in range(ROWS_PER_BAND)})
         number = pl.Series(np.tile(np.arange(BANDS), len(signature)))

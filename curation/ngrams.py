@@ -10,15 +10,13 @@ from curation.draw import GOLDEN
 from curation.shingles import COMMON, normalised
 
 
-def covered(
-    texts: pl.Series, groups: pl.Series, held: pl.Series, held_groups: pl.Series, n: int, share: float
-) -> pl.DataFrame:
-    """Columns `text`, `held`, `share`: pairs of one group where more than a share of the held words is covered.
+def covered(texts: pl.Series, held: pl.Series, n: int, share: float) -> pl.DataFrame:
+    """Columns `text`, `held`, `share`: pairs where more than a share of the held words is covered.
 
     Texts are numbered in their order. A held text so short that one run alone is more than the share is in no pair: in
     a request of ten words eight are soon alike.
     """
-    theirs, mine = _runs(held, held_groups, n, n / share if share else n), _runs(texts, groups, n, n)
+    theirs, mine = _runs(held, n, n / share if share else n), _runs(texts, n, n)
     theirs = theirs.filter(pl.col("text").n_unique().over("run") < COMMON).rename({"text": "held", "words": "of"})
     mine = mine.select("text", "run").join(theirs.select("run").unique(), on="run", how="semi").unique()
     pairs = mine.join(theirs, on="run").sort("text", "held", "place")
@@ -31,18 +29,17 @@ def covered(
     )
 
 
-def _runs(texts: pl.Series, groups: pl.Series, n: int, least: float) -> pl.DataFrame:
+def _runs(texts: pl.Series, n: int, least: float) -> pl.DataFrame:
     """Each run of n words, hashed: its text, its place, and how many words the text has, which are `least` or more."""
-    said = pl.DataFrame({"said": texts, "group": groups})
-    split = said.select(
-        text=pl.int_range(pl.len()), word=normalised(pl.col("said")).str.split(" "), salt=pl.col("group").hash(0)
-    )
+    said = pl.DataFrame({"said": texts})
+    split = said.select(text=pl.int_range(pl.len()), word=normalised(pl.col("said")).str.split(" "))
     words = split.with_columns(words=pl.col("word").list.len().cast(pl.Int64))
     words = words.filter(pl.col("words") >= least).explode("word")
     hashed = [pl.col("word").hash(0).shift(-k) * pl.lit(_power(k), dtype=pl.UInt64) for k in range(n)]
-    run = pl.sum_horizontal(hashed) ^ pl.col("salt")
     place = pl.int_range(pl.len()).over("text")
-    return words.select("text", "words", place=place, run=run).filter(pl.col("place") + n <= pl.col("words"))
+    return words.select("text", "words", place=place, run=pl.sum_horizontal(hashed)).filter(
+        pl.col("place") + n <= pl.col("words")
+    )
 
 
 def _power(k: int) -> int:

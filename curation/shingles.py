@@ -89,8 +89,8 @@ def shingled(texts: pl.Series, size: int, groups: pl.Series | None = None) -> It
 
     Texts of different `groups` share none. A text shorter than a shingle is one shingle.
     """
-    padded = texts.str.pad_end(size)
-    told = pl.DataFrame({"text": padded, "group": 0 if groups is None else groups.hash(0)})
+    told = texts.str.pad_end(size).alias("text").to_frame()
+    told = told.with_columns(group=0 if groups is None else groups.hash(0))
     told = told.with_columns(length=pl.col("text").str.len_chars().cast(pl.Int64))
     chunks = told["length"].cum_sum() // _CHUNK
     for chunk in told.with_columns(chunk=chunks).partition_by("chunk", maintain_order=True):

@@ -72,6 +72,7 @@ def in_table(file: BinaryIO, kind: str, name: str) -> Iterator[Found]:
     line = 0
     try:
         for batch in _batches(file, kind):
+            batch.validate(full=True)  # a damaged offset would be followed out of the memory
             for record in batch.to_pylist():
                 line += 1
                 yield Found(line, None, record)

@@ -38,6 +38,23 @@ def test_an_instruction_in_common_is_no_overlap():
     assert reasons(pool, held) == [None] * 10
 
 
+def test_a_held_out_question_is_found_without_the_instruction_of_its_set_and_a_long_one_under_another():
+    held = [f"{LONG}:\nwho wrote the {word} song" for word in WORDS]
+    assert reasons(["Who wrote the stone song?"], held) == ["heldout: h2"]
+    assert reasons([f"{LONG}:\nWho wrote the stone song?"], [*held, "who wrote the stone song"]) == ["heldout: h2"]
+    assert reasons([LONG], [f"Answer in one word.\n{LONG} {word}" for word in WORDS]) == ["heldout: h0"]
+    asked = [f"Answer in one word.\n{LONG} {word}" for word in WORDS]
+    assert reasons([f"Now tell me, my dear friend, whatever it is that comes to your mind first: {LONG} river"], asked)
+
+
+def test_a_short_question_about_another_passage_that_is_held_out_too_is_no_overlap():
+    passages = [f"This is all there is to say about {word} on this page." for word in WORDS[:2]]
+    held = [f"{passages[0]}\nwho wrote the {word} song" for word in WORDS]
+    held += [f"{passages[1]}\nwho painted the {word} house" for word in WORDS]
+    assert reasons([f"{passages[1]}\nWho wrote the stone song?"], held) == [None]
+    assert reasons([f"{passages[0]}\nWho wrote the stone song?"], held) == ["heldout: h2"]
+
+
 def test_what_becomes_of_a_row_does_not_depend_on_the_others():
     held = [f"{LONG}: {word}" for word in WORDS[:3]]
     pool = [f"{LONG}: {word} {word}. Thank you." for word in WORDS] + [f"{LONG}: {word}!" for word in WORDS]
@@ -80,10 +97,8 @@ def test_short_requests_that_are_alike_are_no_overlap():
 
 def test_words_covered_are_counted_once():
     held, text = "a b c d e f g h i j", "x a b c d e f y e f g h i z"
-    group = pl.Series(["g"])
-    found = covered(pl.Series([text]), group, pl.Series([held]), group, 3, 0.5)
+    found = covered(pl.Series([text]), pl.Series([held]), 3, 0.5)
     assert found.rows() == [(0, 0, 0.9)]  # a to f and e to i: nine of ten words
-    assert covered(pl.Series([text]), pl.Series(["other"]), pl.Series([held]), group, 3, 0.5).is_empty()
 
 
 def test_the_review_shows_both_sides_of_each_rule():
