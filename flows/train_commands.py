@@ -58,13 +58,15 @@ def prefer(
     **typed: Any,
 ) -> None:
     from flows.preference import pairs_of, prefer_adapter, summary
-    from flows.trained import check_base, result
+    from flows.trained import check_base, check_folder, result
 
     place, config = open_store(store), prefer_settings(typed)
     rows = place.resolve(dataset)
     pairs = rows if place.manifest(rows).step == "pairs" else pairs_of(place, rows)
     start = EngineSpec(model=model, adapter=adapter)
-    if adapter and not Path(adapter).is_dir():
+    if adapter and Path(adapter).is_dir():
+        check_folder(Path(adapter), model)
+    elif adapter:
         trained = place.resolve(adapter)
         check_base(result(place, trained), model)
         start = tuned(place, model, trained)

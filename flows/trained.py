@@ -1,6 +1,7 @@
 """A training as the store sees it, of rows or of pairs: an adapter dataset out, never made twice."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,17 @@ def check_base(made: Manifest, model: str) -> None:
             f"{made.id} was trained on another model than {model} (the digest of its files is {given}, and was "
             f"{trained}); name that one with --model"
         )
+
+
+def check_folder(adapter: Path, model: str) -> None:
+    """Raises StoreError where a PEFT folder names another base than this model; of its weights it knows nothing."""
+    told = adapter / "adapter_config.json"
+    try:
+        said = json.loads(told.read_text())["base_model_name_or_path"] if told.exists() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{told} cannot be read ({error!r}); export the adapter again") from error
+    if said and Path(said).name != Path(model).name:
+        raise StoreError(f"{adapter} was trained on {said}, as it says, not on {model}; name that one with --model")
 
 
 def base_name(base: EngineSpec) -> str:

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from flows.engines import EngineSpec
@@ -38,6 +40,19 @@ def test_preferring_starts_from_what_a_training_made_and_from_no_other_base(stor
     assert made.kind == "adapter" and made.counts == {"pairs": 2, "steps": 2}
     with pytest.raises(StoreError, match="name what `thresher train` made"):
         prefer("mine", model=str(tiny_model), **how | {"adapter": "mine"})
+
+
+def test_an_adapter_in_a_folder_is_held_to_the_base_that_it_names(store, tiny_model, other_model, tmp_path):
+    made = train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), TrainConfig(**SHORT))
+    folder = tmp_path / "mine"
+    shutil.copytree(store.files(made), folder)
+    how = {"store": store.root, "adapter": str(folder), **SHORT}
+    with pytest.raises(StoreError, match="as it says, not on"):
+        prefer("mine", model=str(other_model), **how)
+    prefer("mine", model=str(tiny_model), **how)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        prefer("mine", model=str(tiny_model), **how)
 
 
 def test_a_preview_counts_how_the_rows_were_told(store, tiny_model, capsys):
