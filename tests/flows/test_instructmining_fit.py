@@ -193,7 +193,9 @@ def test_observations_become_a_rule_with_its_page(trainings):
     fitted = fit_observed(config, seen, bounds)
     assert fitted.passes and fitted.regression.coefficients[0] == pytest.approx(0.5, abs=0.03)
     rule = as_rule(config, store, seen, fitted)
-    assert rule.subsets == 39 and rule.heldout_subsets == 12 and rule.model == trained_on(EngineSpec())
+    assert rule.subsets == 39 and rule.heldout_subsets == 12
+    on_vllm = config.model_copy(update={"engine": Vllm()})
+    assert as_rule(on_vllm, store, seen, fitted).model == rule.model == trained_on(EngineSpec())
     assert rule.version == as_rule(config, store, seen, fitted).version
     said = fit_facts(rule, fitted, seen, table, ["subset 9, no memory"], None)
     page, lines = fit_markdown(json.loads(json.dumps(said))), fit_text(said)
