@@ -20,7 +20,7 @@ import polars as pl
 
 from curation.instructmining import KNN, Indicators
 from curation.lexical_diversity import mtld
-from curation.neighbours import kth_distance, nearest_approximate, nearest_exact, recall
+from curation.neighbours import nearest, recall
 from curation.step import find_step
 from flows.engines import NANO, EngineSpec, leases
 from flows.run import run_step
@@ -69,16 +69,15 @@ def _lengths(rows: int, sample: int) -> None:
 
 
 def _neighbours(rows: int, sample: int) -> None:
+    """What the step finds of all vectors, beside the exact search of a sample; the row itself counts for neither."""
     points = _vectors(rows)
-    seconds, far = _timed(lambda: kth_distance(points, KNN, "faiss"))
+    seconds, (ids, far) = _timed(lambda: nearest(points, KNN, "faiss"))
     print(f"neighbours: {rows / seconds:,.0f} rows/s over {rows:,} vectors ({seconds:,.0f} s)")
     some = np.random.default_rng(1).choice(rows, min(sample, rows), replace=False)
-    known = nearest_exact(points[some], points, KNN + 1)
-    found = np.sort(np.linalg.norm(points[known] - points[some, None], axis=2), axis=1)[:, KNN]
-    right = np.mean(np.abs(far[some] - found) < 1e-5)
-    print(f"6th distance within 1e-5 of the exact one for {right:.1%} of {len(some):,}")
-    ids = nearest_approximate(points, KNN + 1, points[some])
-    print(f"recall@6 {(recall(ids, known) * (KNN + 1) - 1) / KNN:.4f}, without the row itself, which is always found")
+    known, true = nearest(points, KNN, "exact", rows=some)
+    right = np.mean(np.abs(far[some, -1] - true[:, -1]) < 1e-5)
+    print(f"recall@{KNN} {recall(ids[some], known):.4f} on {len(some):,} of these rows", end="")
+    print(f"; the {KNN}th distance is within 1e-5 of the exact one for {right:.1%}")
 
 
 def _perplexity(rows: int, sample: int) -> None:

@@ -14,12 +14,14 @@ judged_reward and so on, since a rule that was fitted on the one says nothing of
 
 from collections.abc import Callable
 
+import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
 from curation.choice import ChoiceConfig, for_training, take_first
 from curation.draw import uniform
 from curation.evaluate import nll
+from curation.kmeans import directions
 from curation.lexical_diversity import mtld
 from curation.neighbours import Search, kth_distance, settled
 from curation.rule import INDICATORS, column, find_rule, known
@@ -137,11 +139,17 @@ def indicators(
     reads="embedding",
     writes="instructmining_knn6",
     good="instructmining_knn6",  # its sign in the 2023-07 rule: far from the neighbours, low predicted loss
-    version=2,
+    version=3,
+    without="messages",
 )
 def neighbours(rows: pl.DataFrame, cfg: Neighbours) -> pl.DataFrame:
-    """Distance to the 6th nearest neighbour; large is rare. Null where there are fewer than seven rows."""
-    found = kth_distance(rows["embedding"].to_numpy(), KNN, cfg.search) if rows.height > KNN else [None] * rows.height
+    """Distance to the 6th nearest neighbour; large is rare. Null where fewer than seven rows have a direction.
+
+    A row whose embedding is null, zero or not finite has none: it gets null, and is nobody's neighbour.
+    """
+    vectors = rows["embedding"].to_numpy()
+    usable, found = directions(vectors), np.full(rows.height, np.nan)
+    found[usable] = kth_distance(vectors if usable.all() else vectors[usable], KNN, cfg.search)
     return rows.with_columns(instructmining_knn6=pl.Series(found, dtype=pl.Float64).fill_nan(None))
 
 
@@ -152,6 +160,7 @@ def neighbours(rows: pl.DataFrame, cfg: Neighbours) -> pl.DataFrame:
     writes="instructmining_predicted_loss",
     good="-instructmining_predicted_loss",
     version=2,
+    without="messages",
 )
 def predict(rows: pl.DataFrame, cfg: Predict) -> pl.DataFrame:
     """Predicted log loss by a rule; low is good. Refuses where an indicator is missing; null for a row without it."""
@@ -165,7 +174,13 @@ def predict(rows: pl.DataFrame, cfg: Predict) -> pl.DataFrame:
     return rows.with_columns(instructmining_predicted_loss=rule.predicted(cfg.winsorise))
 
 
-@step("instructmining-select", kind="select", scope="dataset", reads="instructmining_predicted_loss")
+@step(
+    "instructmining-select",
+    kind="select",
+    scope="dataset",
+    reads="instructmining_predicted_loss",
+    without="messages",
+)
 def select(rows: pl.DataFrame, cfg: ChoiceConfig) -> pl.DataFrame:
     """Take the rows with the lowest predicted loss; one that could not be predicted is left out, never filled in."""
     loss = pl.col("instructmining_predicted_loss")

@@ -31,21 +31,36 @@ def kth_distance(vectors: np.ndarray, k: int, search: Search = "exact") -> np.nd
     if len(fine) <= k:
         return out
     points = np.ascontiguousarray(vectors[fine] if len(fine) < len(vectors) else vectors, dtype=np.float32)
-    few = len(points) <= EXACT_BELOW or search == "exact"
-    n = min(k + 1 + _SPARE, len(points))  # with the point itself, which is 0 away
-    found = nearest_exact(points, points, n) if few else nearest_approximate(points, n)
-    out[fine] = _distances(points, found)[:, k]
+    out[fine] = nearest(points, k, search)[1][:, -1]
     return out
 
 
-def _distances(points: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Of each point to those found for it, in order; by differences, since products round equal vectors apart."""
+def nearest(
+    points: np.ndarray, k: int, search: Search = "exact", rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest others of each point, or of some rows of them, nearest first, and how far they are.
+
+    `points` are finite and more than k. Both results have the shape (rows, k); where the approximate search found
+    fewer, the number is -1 and the distance NaN.
+    """
+    asked, rows = (points, np.arange(len(points))) if rows is None else (points[rows], rows)
+    n = min(k + 1 + _SPARE, len(points))  # with the point itself
+    few = len(points) <= EXACT_BELOW or search == "exact"
+    found = nearest_exact(asked, points, n) if few else nearest_approximate(points, n, asked)
+    far = _distances(asked, points, found)
+    far[found == rows[:, None]] = -1.0  # itself comes first, before what is equal to it
+    order = np.argsort(far, axis=1, kind="stable")[:, 1 : k + 1]
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(far, order, axis=1)
+
+
+def _distances(asked: np.ndarray, points: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Of each vector to those found for it; by differences, since products round equal vectors apart."""
     out = np.empty(found.shape)
-    for a in range(0, len(points), 1024):
-        some = points[found[a : a + 1024]] - points[a : a + 1024, None]
+    for a in range(0, len(asked), 1024):
+        some = points[found[a : a + 1024]] - asked[a : a + 1024, None]
         out[a : a + 1024] = np.sqrt(np.einsum("ijk,ijk->ij", some, some, dtype=np.float64))
     out[found < 0] = np.nan  # faiss found too few in the lists it looked into; NaN sorts last
-    return np.sort(out, axis=1)
+    return out
 
 
 def nearest_exact(queries: np.ndarray, points: np.ndarray, n: int) -> np.ndarray:
@@ -58,8 +73,8 @@ def nearest_exact(queries: np.ndarray, points: np.ndarray, n: int) -> np.ndarray
     return out
 
 
-def nearest_approximate(points: np.ndarray, n: int, queries: np.ndarray | None = None) -> np.ndarray:
-    """The same of the points themselves or of some queries, by lists of near points.
+def nearest_approximate(points: np.ndarray, n: int, queries: np.ndarray) -> np.ndarray:
+    """The same by lists of near points.
 
     So many lists are looked into as it takes to find what the exact search finds of a sample.
     """
@@ -75,8 +90,7 @@ def nearest_approximate(points: np.ndarray, n: int, queries: np.ndarray | None =
     index.nprobe = 8
     while index.nprobe < lists and recall(index.search(sample, n)[1], known) < RECALL:
         index.nprobe = min(2 * index.nprobe, lists)
-    asked = points if queries is None else queries
-    return np.concatenate([index.search(asked[a : a + _SEARCH], n)[1] for a in range(0, len(asked), _SEARCH)])
+    return np.concatenate([index.search(queries[a : a + _SEARCH], n)[1] for a in range(0, len(queries), _SEARCH)])
 
 
 def recall(found: np.ndarray, known: np.ndarray) -> float:

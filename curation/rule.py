@@ -68,9 +68,9 @@ class Rule(RuleFile):
     r2: float | None = None
     leave_one_out_r2: float | None = None
     spearman: float | None = None  # of predicted and true losses of subsets that the fit has not seen
-    subsets: int | None = None
+    subsets: int | None = None  # observations that it was fitted on: all trainings on the same rows are one
     heldout_subsets: int | None = None
-    model: str | None = None  # identity of the model that was tuned
+    model: str | None = None  # what was trained: digest of the model's files, and its precision
 
     def columns(self) -> tuple[str, ...]:
         return tuple(column(name) for name in self.terms)

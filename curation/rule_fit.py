@@ -63,7 +63,9 @@ class Fit:
     regression: Regression
     terms: dict[str, Term]
     left_out: dict[str, str]
-    alone: dict[str, float]  # Spearman's correlation of each candidate alone with the loss
+    fitted: int  # observations that the regression is of
+    own: int  # of them, those of the fit's own kind
+    alone: dict[str, float]  # Spearman's correlation of each candidate alone with the loss, over the fit's own
     predicted: np.ndarray  # of the subsets that were kept apart
     true: np.ndarray
     spearman: float  # NaN where the predictions are all alike
@@ -109,7 +111,9 @@ def fit(fitting: Observations, apart: Observations, bounds: dict[str, tuple[floa
         )
     predicted = found.predict(apart)
     spearman = _spearman(predicted, apart.loss)
-    return Fit(found, terms, left_out, alone, predicted, apart.loss, spearman, *interval(spearman, len(apart.loss)))
+    low, high = interval(spearman, len(apart.loss))
+    counted = len(fitting.loss), len(own.loss)
+    return Fit(found, terms, left_out, *counted, alone, predicted, apart.loss, spearman, low, high)
 
 
 def regress(given: Observations) -> Regression:
@@ -185,10 +189,13 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 def interval(r: float, n: int) -> tuple[float, float]:
     """95 % of Spearman's r over n pairs, by Fisher's transformation with the error of Bonett and Wright (2000).
 
-    A perfect r, which would leave no room at all, counts as one where two neighbours have changed places.
+    A perfect r, which would leave no room at all, counts as one where two neighbours have changed places. Three pairs
+    tell nothing.
     """
     if np.isnan(r):
         return r, r
+    if n < 4:
+        return -1.0, 1.0
     most = 1 - 12 / (n * (n**2 - 1))
     at = np.arctanh(np.clip(r, -most, most))
     wide = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))

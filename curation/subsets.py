@@ -34,7 +34,7 @@ class Subset(ChoiceConfig):
         return (*super().columns(), *map(column, self.indicators))
 
 
-@step("instructmining-subset", kind="select", scope="dataset", takes="diversity_cluster")
+@step("instructmining-subset", kind="select", scope="dataset", takes="diversity_cluster", without="messages")
 def draw_subset(rows: pl.DataFrame, cfg: Subset) -> pl.DataFrame:
     """One of many subsets that differ in their indicators; a row that lacks one of these is in none."""
     named = [column(name) for name in cfg.indicators]

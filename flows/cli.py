@@ -26,6 +26,7 @@ from flows.mining_commands import mining
 from flows.models import check_models, check_student, lend, typed_models
 from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
+from flows.rules import of_another_model
 from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
@@ -152,7 +153,10 @@ def _run(
 ) -> str:
     check_student(step, typed)
     with bar(step.name) as progress:
-        config, lease = lend(step, config, typed_models(store, step.roles, typed), store, progress)
+        models = typed_models(store, step.roles, typed)
+        config, lease = lend(step, config, models, store, progress)
+        if "base" in models and (told := of_another_model(config, models["base"])):
+            say(f"[yellow]{escape(told)}[/yellow]")
         made = run_step(store, step, config, rows, tables, lease, progress)
     if asked := cost(store, made):
         say(f"{step.name}: {asked}")

@@ -5,7 +5,7 @@ computes what is not there yet. Adapters that other runs in the store trained on
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,18 @@ from curation.step import StepError
 from flows import assemble, cards
 from flows.cells import through
 from flows.config import Use
-from flows.engines import identity, release, trained_on
+from flows.engines import release, trained_on
 from flows.fit_config import FitConfig
 from flows.loop import Turn
 from flows.models import tuned
 from flows.rule_page import fit_facts, fit_markdown, publish
-from flows.rules import install
+from flows.rules import install, retire
 from flows.tasks import bring_in
-from flows.validation_loss import validation_loss
+from flows.validation_loss import Training, measured
 from storage.store import Manifest, Store, key_of
 
 SAID = pl.concat_str(prompt_text(), response_text(), separator="\x1e", ignore_nulls=True).hash().alias("said")
 HELD = (0.01, 0.99)  # quantiles of the pool that a row's indicators are held between
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """One training on some rows of the pool, as far as it has come; or why it went no further."""
-
-    number: int | None  # of the subset; None for a training of another run
-    seed: int
-    chosen: str = ""
-    adapter: str = ""
-    validated: str = ""
-    failed: str | None = None
-
-    @property
-    def label(self) -> str:
-        return f"seed {self.seed}, subset {self.number}, " if self.number is not None else f"{self.adapter}, "
 
 
 @flow(name="instructmining-fit", persist_result=False)
@@ -62,20 +46,13 @@ def fit_rule(config: FitConfig, folder: Path, root: Path, workers: int = 1) -> d
         scored = first.score(first.guard(pool, heldout), heldout)
         validation = assemble.where(store, scored, "split", "validation")
         _check(config, store, scored)
-        mine = [Training(number, seed) for number in range(config.subsets) for seed in config.seeds]
+        mine = [Training(f"subset {n}", n, seed) for n in range(config.subsets) for seed in config.seeds]
         mine = through(mine, "drawn", partial(_draw, config=config, root=root, scored=scored))
         release()
         mine = through(mine, "trained", partial(_train, config=config, root=root, heldout=heldout), workers)
         every = mine + list(elsewhere(config, store, scored, mine))
-        every = through(every, "measured", partial(_measure, config=config, root=root, rows=validation), workers)
-    seen = observed(config, store, scored, every)
-    table = keep(config, store, scored, seen)
-    rows = _candidates(store, scored, config)
-    found = fit_observed(config, seen, {name: held(rows, name) for name in config.indicators})
-    rule = as_rule(config, store, seen, found)
-    if found.passes:
-        install(store, rule)
-    said = fit_facts(rule, found, seen, table, [f"{t.label}{t.failed}" for t in every if t.failed])
+        every = through(every, "measured", partial(measured, config=loop, root=root, rows=validation), workers)
+    said = concluded(config, store, scored, every)
     publish(store, f"rule-{config.name}", said, fit_markdown(said))
     return said
 
@@ -108,34 +85,34 @@ def _train(training: Training, config: FitConfig, root: Path, heldout: str) -> T
     return replace(training, adapter=turn.train(f"train {training.number:03}", training.chosen, heldout))
 
 
-def _measure(training: Training, config: FitConfig, root: Path, rows: str) -> Training:
-    loss = validation_loss(config.loop(), root, training.label, rows, training.adapter)
-    return replace(training, validated=loss)
-
-
 def elsewhere(config: FitConfig, store: Store, scored: str, mine: list[Training]) -> Iterator[Training]:
     """Trainings of other runs on the same base, all of whose rows are rows of this pool that may be trained on.
 
     Rows are the same if they say the same: a run of another name imports its pool under that name. Not those on the
-    very rows of a subset, such as with a seed that is no longer asked for: it may be kept apart.
+    rows of a subset, whichever dataset they stand in, such as with a seed that is no longer asked for: the subset may
+    be kept apart.
     """
-    known = {t.adapter for t in mine} | {t.chosen for t in mine}
+    known, subsets = {t.adapter for t in mine}, {_set(_learnt(store, t.chosen)) for t in mine if t.chosen}
     base = trained_on(tuned(store, config.model, None))
     pool = _candidates(store, scored, config)["said"]
     for made in map(store.manifest, store.ids()):
         if made.step != "train" or made.id in known or made.engines.get("base") != base:
             continue
         rows = made.inputs["rows"]
-        if rows in known or not store.exists(rows):
+        if not store.exists(rows):
             continue
         live = _learnt(store, rows)
-        if live.height and live["said"].is_in(pool.implode()).all():
-            yield Training(None, made.config["seed"], rows, made.id)
+        if live.height and _set(live) not in subsets and live["said"].is_in(pool.implode()).all():
+            yield Training(made.id, None, made.config["seed"], rows, made.id)
 
 
 def _learnt(store: Store, rows: str) -> pl.DataFrame:
     """What the rows say that a training on this dataset saw: the live ones."""
     return store.read(rows, ["messages", "drop_reason"]).filter(pl.col("drop_reason").is_null()).select(SAID)
+
+
+def _set(learnt: pl.DataFrame) -> frozenset[int]:
+    return frozenset(learnt["said"])
 
 
 def _candidates(store: Store, scored: str, config: FitConfig) -> pl.DataFrame:
@@ -156,24 +133,46 @@ def held(rows: pl.DataFrame, name: str) -> tuple[float, float]:
 
 
 def observed(config: FitConfig, store: Store, scored: str, trainings: list[Training]) -> pl.DataFrame:
-    """One line for each training: the mean of each indicator over its rows, the validation loss, where it is from."""
+    """One line for each training: the mean of each indicator over its rows, the validation loss, where it is from.
+
+    Trainings on the same rows have the same number under `choice`.
+    """
     rows = _candidates(store, scored, config)
     rows = rows.unique("said").select(
         "said", *[pl.col(column(n)).cast(pl.Float64).clip(*held(rows, n)).alias(n) for n in config.indicators]
     )
-    lines = []
+    lines, choices = [], {}
     for t in (t for t in trainings if t.validated):
         loss = store.read(t.validated, ["base_nll"])["base_nll"].mean()
-        chosen = _learnt(store, t.chosen).join(rows, on="said")
+        learnt = _learnt(store, t.chosen)
+        choice = choices.setdefault(_set(learnt), len(choices))
+        chosen = learnt.join(rows, on="said")
         made = store.manifest(t.adapter)
         kind = key_of({k: v for k, v in made.config.items() if k != "seed"}, chosen.height)[:8]
         apart = t.number is not None and config.apart(t.number)
-        own = {"adapter": t.adapter, "subset": t.number, "apart": apart, "kind": kind, "rows": chosen.height}
+        own = {"adapter": t.adapter, "subset": t.number, "choice": choice, "apart": apart}
+        own |= {"kind": kind, "rows": chosen.height}
         means = {n: chosen[n].mean() for n in config.indicators}
         lines.append(own | {"optimizer_steps": made.config["optimizer_steps"], "loss": loss} | means)
     if not lines:
         raise StepError("no training could be measured, and nothing can be fitted; what went wrong is said above")
     return pl.DataFrame(lines, schema_overrides={"subset": pl.Int64, "loss": pl.Float64}, infer_schema_length=None)
+
+
+def concluded(config: FitConfig, store: Store, scored: str, trainings: list[Training]) -> dict[str, Any]:
+    """Regress on what was measured, and install the rule if it passes; all that the page says.
+
+    Where it is refused, a rule that had the name before loses it: no run is to use what its page says is refused.
+    """
+    seen = observed(config, store, scored, trainings)
+    table = keep(config, store, scored, seen)
+    rows = _candidates(store, scored, config)
+    found = fit_observed(config, seen, {name: held(rows, name) for name in config.indicators})
+    rule = as_rule(config, store, seen, found)
+    retired = None if found.passes else retire(store, rule.name)
+    if found.passes:
+        install(store, rule)
+    return fit_facts(rule, found, seen, table, [f"{t.label}{t.failed}" for t in trainings if t.failed], retired)
 
 
 def keep(config: FitConfig, store: Store, scored: str, seen: pl.DataFrame) -> str:
@@ -190,32 +189,32 @@ def keep(config: FitConfig, store: Store, scored: str, seen: pl.DataFrame) -> st
 
 
 def fit_observed(config: FitConfig, seen: pl.DataFrame, bounds: dict[str, tuple[float, float]]) -> Fit:
-    """Seeds of one subset are one observation, their mean."""
-    same = pl.coalesce(pl.col("subset").cast(pl.String), "adapter")
+    """Trainings on the same rows with other seeds are one observation, their mean; one without a loss is none."""
     means = [pl.col(n).mean() for n in (*config.indicators, "loss")]
-    each = seen.drop_nulls("loss").group_by(same.alias("of"), "kind", "apart", maintain_order=True).agg(*means)
+    some = seen.filter(pl.col("loss").is_finite())
+    each = some.group_by("choice", "kind", "apart", maintain_order=True).agg(*means)
     own = seen.filter(pl.col("subset").is_not_null())["kind"]
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys([*own, *each["kind"]]))}
 
-    def some(lines: pl.DataFrame) -> Observations:
+    def as_seen(lines: pl.DataFrame) -> Observations:
         kind = np.array([kinds[k] for k in lines["kind"]], dtype=int)
         means = lines.select(config.indicators).to_numpy()
         return Observations(tuple(config.indicators), means, np.log(lines["loss"].to_numpy()), kind)
 
-    return fit(some(each.filter(~pl.col("apart"))), some(each.filter("apart")), bounds)
+    return fit(as_seen(each.filter(~pl.col("apart"))), as_seen(each.filter("apart")), bounds)
 
 
 def as_rule(config: FitConfig, store: Store, seen: pl.DataFrame, found: Fit) -> Rule:
     return Rule(
         name=config.name,
         version=key_of(seen.rows())[:12],
-        source=f"fitted on {config.pool}: {config.rows} rows, {config.optimizer_steps} steps, {seen.height} trainings",
+        source=f"fitted on {config.pool}: {config.rows} rows, {config.optimizer_steps} steps, {found.fitted} subsets",
         intercept=found.regression.intercept,
         terms=found.terms,
         r2=found.regression.r2,
         leave_one_out_r2=found.regression.leave_one_out_r2,
         spearman=None if np.isnan(found.spearman) else found.spearman,
-        subsets=seen.filter(~pl.col("apart")).height,
+        subsets=found.fitted,
         heldout_subsets=len(found.true),
-        model=identity(tuned(store, config.model, None, config.engine)),
+        model=trained_on(tuned(store, config.model, None)),
     )

@@ -10,7 +10,7 @@ from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.config import load
 from flows.fit_config import load_fit
 from flows.models import check_models
-from flows.rules import rules
+from flows.rules import rules, told_if_old
 
 mining = typer.Typer()
 _SET = Annotated[list[str], typer.Option("--set", help="key=value, with dots: subsets=40")]
@@ -28,19 +28,21 @@ def fit_rule(
     """Fit a rule of InstructMining's kind: many small trainings, the validation loss of each, and a regression.
 
     The rule is tried on subsets that it has not seen, and installed under the config's name if Spearman's correlation
-    of predicted and true losses is 0.3 or more; else the exit code is 1. Then `with: {rule: NAME}` names it. What was
-    trained is not trained again: ask for more subsets, and only these are computed.
+    of predicted and true losses is 0.3 or more; else the exit code is 1, and a rule that had the name before loses it.
+    Then `with: {rule: NAME}` names it. What was trained is not trained again: ask for more subsets, and only these are
+    computed.
     """
     wanted, place = load_fit(config, set_), open_store(store)
-    check_models(wanted.loop(), place)
-    from flows.server import serving
+    with told_if_old(place, wanted.name):
+        check_models(wanted.loop(), place)
+        from flows.server import serving
 
-    with serving(place.root):
-        from flows.instructmining_fit import fit_rule as flow
-        from flows.rule_page import fit_text
+        with serving(place.root):
+            from flows.instructmining_fit import fit_rule as flow
+            from flows.rule_page import fit_text
 
-        said = flow(wanted, config.resolve().parent, place.root, workers or _many())
-        typer.echo(json.dumps(said, indent=1) if as_json else fit_text(said))
+            said = flow(wanted, config.resolve().parent, place.root, workers or _many())
+            typer.echo(json.dumps(said, indent=1) if as_json else fit_text(said))
     if not said["installed"]:
         raise typer.Exit(FAILED)
 

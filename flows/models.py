@@ -6,14 +6,16 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from pydantic import TypeAdapter, ValidationError
+from rich.markup import escape
 
 from curation.bsdetector import contradiction
 from curation.step import Step, StepConfig, find_step
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
 from flows.engines import EngineError, EngineSpec, identity, leases, model_folder
+from flows.progress import say
 from flows.responses import Progress
-from flows.rules import with_rule
+from flows.rules import of_another_model, with_rule
 from flows.run import Lease
 from storage.store import Store
 
@@ -43,8 +45,10 @@ def check_models(config: LoopConfig, store: Store) -> None:
     models = role_models(config, store, None)
     for spec in models.values():
         identity(spec)
-    for use in (*config.score, *config.feedback):
-        lend(find_step(use.step), use.config(), models, store)
+    asked = [lend(find_step(use.step), use.config(), models, store)[0] for use in (*config.score, *config.feedback)]
+    base = tuned(store, config.model, None)  # what is trained, wherever it answers
+    for told in dict.fromkeys(filter(None, (of_another_model(settings, base) for settings in asked))):
+        say(f"[yellow]{escape(told)}[/yellow]")
 
 
 def lend(

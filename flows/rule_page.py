@@ -24,17 +24,24 @@ def publish(store: Store, name: str, said: dict[str, Any], text: str) -> None:
     say(f"page: {folder / f'{name}.md'} and {cards.page_url(f'artifacts/artifact/{shown}')}")
 
 
-def fit_facts(rule: Rule, found: Fit, seen: pl.DataFrame, table: str, failed: list[str]) -> dict[str, Any]:
-    """All that a fit found, as plain values for JSON; `table` is the dataset of its observations, `seen`."""
+def fit_facts(
+    rule: Rule, found: Fit, seen: pl.DataFrame, table: str, failed: list[str], retired: str | None
+) -> dict[str, Any]:
+    """All that a fit found, as plain values for JSON; `table` is the dataset of its observations, `seen`.
+
+    `retired` is where the rule lies that had the name before, if this one is refused.
+    """
     own = seen.filter(pl.col("subset").is_not_null())
     held = zip(found.predicted.tolist(), found.true.tolist(), strict=True)
     return {
         "name": rule.name,
         "installed": found.passes,
-        "sentence": fit_sentence(rule.name, found),
+        "retired": retired,
+        "sentence": fit_sentence(rule.name, found, retired),
         "rule": rule.model_dump(exclude_none=True),
         "spearman": {"mean": _number(found.spearman), "low": _number(found.low), "high": _number(found.high)},
         "heldout": [{"predicted": predicted, "true": true} for predicted, true in held],
+        "fitted": {"observations": found.fitted, "own": found.own},
         "alone": {name: _number(value) for name, value in found.alone.items()},
         "left_out": dict(found.left_out),
         "loss": {"least": own["loss"].min(), "most": own["loss"].max()},
@@ -44,18 +51,18 @@ def fit_facts(rule: Rule, found: Fit, seen: pl.DataFrame, table: str, failed: li
     }
 
 
-def fit_sentence(name: str, found: Fit) -> str:
+def fit_sentence(name: str, found: Fit, retired: str | None) -> str:
     n = len(found.true)
-    if not found.terms:
-        return f"No rule: no indicator tells anything of the loss after training on {n} and more subsets."
-    if np.isnan(found.spearman):
-        return f"No rule: its predictions, or the losses, of {n} subsets that it had not seen are all alike."
     how = f"{found.spearman:.2f} ({found.low:.2f} to {found.high:.2f}) on {n} subsets that it had not seen"
-    if not found.passes:
-        return (
-            f"No rule: Spearman's correlation of predicted and true losses is {how}, under {GATE}. It is not installed."
-        )
-    return f"The rule {name} is installed: Spearman's correlation of predicted and true losses is {how}."
+    if found.passes:
+        return f"The rule {name} is installed: Spearman's correlation of predicted and true losses is {how}."
+    why = f"Spearman's correlation of predicted and true losses is {how}, under {GATE}"
+    if not found.terms:
+        why = f"no indicator tells anything of the loss after training on {found.fitted} subsets"
+    elif np.isnan(found.spearman):
+        why = f"its predictions, or the losses, of {n} subsets that it had not seen are all alike"
+    gone = f" The one that had the name {name} before can no longer be named either; it lies in {retired}."
+    return f"No rule: {why}. It is not installed.{gone if retired else ''}"
 
 
 def fit_markdown(said: dict[str, Any]) -> str:
@@ -63,8 +70,12 @@ def fit_markdown(said: dict[str, Any]) -> str:
     done = said["trainings"]
     out = [f"# The rule {said['name']}", "", f"**{said['sentence']}**", ""]
     out += [
-        f"- {done['subsets']} subsets, {done['of_other_runs']} trainings of other runs, {done['failed']} that failed; "
-        f"the validation loss of the subsets goes from {said['loss']['least']:.4f} to {said['loss']['most']:.4f}.",
+        f"- {done['subsets']} trainings on subsets, {done['of_other_runs']} of other runs, {done['failed']} that "
+        f"failed; the validation loss of the subsets goes from {said['loss']['least']:.4f} to "
+        f"{said['loss']['most']:.4f}.",
+        f"- Fitted on {said['fitted']['observations']} observations, {said['fitted']['own']} of them subsets of its "
+        f"own, and tried on {len(held)} subsets that were kept apart. All trainings on the same rows are one "
+        "observation.",
         f"- R² {rule['r2']:.3f} on what it was fitted on, {rule['leave_one_out_r2']:.3f} with each subset left out.",
         "- log loss = intercept + sum of coefficient times indicator; low is good. A coefficient is no cause: "
         "indicators that vary together share what they tell, and the inflation of the variance says how much.",
@@ -80,8 +91,7 @@ def fit_markdown(said: dict[str, Any]) -> str:
     if said["left_out"]:
         out += ["", "| left out | why | alone |", "|---|---|---|"]
         out += [f"| {name} | {why} | {_told(said['alone'][name])} |" for name, why in said["left_out"].items()]
-    n = max(done["subsets"], 4)
-    bars = [(name, r, *interval(r, n)) for name, r in said["alone"].items() if r is not None]
+    bars = [(name, r, *interval(r, said["fitted"]["own"])) for name, r in said["alone"].items() if r is not None]
     drawn = svg.intervals(bars, "Spearman's correlation of each indicator alone with the loss", "{:.2f}")
     out += ["", svg.image(drawn, "correlation of each indicator with the loss"), ""]
     out += ["## Subsets that were kept apart", "", "| predicted log loss | true log loss |", "|---|---|"]

@@ -1,8 +1,14 @@
 """Fitted rules by name: small files beside the datasets, `<store>/rules/<name>.json`; another store takes a copy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from curation.rule import PUBLISHED, Rule, find_rule
 from curation.step import StepConfig, StepError
-from storage.store import Store
+from flows.engines import EngineSpec, model_folder
+from flows.progress import say
+from storage.store import Store, key_of
+from synthesis.fingerprint import folder_digest
 
 
 def with_rule(config: StepConfig, store: Store) -> StepConfig:
@@ -36,3 +42,48 @@ def install(store: Store, rule: Rule) -> None:
     half = store.scratch() / path.name
     half.write_text(rule.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
     half.replace(path)
+
+
+def retire(store: Store, name: str) -> str | None:
+    """Take a rule's name from it, so that no run finds it by that: `<store>/rules/retired/<name>-<digest>.json`.
+
+    Returns where it lies now, beside the datasets; None if there was no such rule.
+    """
+    path = store.root / "rules" / f"{name}.json"
+    if not path.is_file():
+        return None
+    place = path.parent / "retired" / f"{name}-{key_of(path.read_text(encoding='utf-8'))[:12]}.json"
+    place.parent.mkdir(exist_ok=True)
+    path.replace(place)
+    return str(place.relative_to(store.root))
+
+
+@contextmanager
+def told_if_old(store: Store, name: str) -> Iterator[None]:
+    """Where a fit fails or is interrupted, say that the rule of its name is the one from before."""
+    path = store.root / "rules" / f"{name}.json"
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None and path.is_file() and path.read_bytes() == before:
+            say(f"[yellow]the fit came to no rule: {name} is still the one from before[/yellow]")
+        raise
+
+
+def of_another_model(config: StepConfig, base: EngineSpec) -> str | None:
+    """Why a fitted rule says little of this base: it was fitted with another. None where it fits, or nobody told.
+
+    What counts are the files of the model: not which engine runs it, nor in which precision.
+    """
+    rule = getattr(config, "rule", "")
+    fitted = find_rule(rule) if rule.lstrip().startswith("{") else None
+    if fitted is None or fitted.model is None or base.kind == "openai":
+        return None
+    digest = folder_digest(model_folder(base.model))
+    if digest in fitted.model.split(":"):
+        return None
+    return (
+        f"the rule {fitted.name} was fitted with another model ({fitted.model}) than {base.model} ({digest}), and its "
+        "coefficients tell of that one; `thresher fit-rule` fits one for this"
+    )

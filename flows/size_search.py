@@ -4,7 +4,7 @@ InstructMining searches with BlendSearch (FLAML) and reports a loss that falls, 
 is assumed about the curve: every size of a grid with even steps in its logarithm is trained with several seeds.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,8 @@ from flows.loop import Turn
 from flows.rule_page import publish, size_markdown
 from flows.statistics import estimate
 from flows.tasks import bring_in
-from flows.validation_loss import validation_loss
+from flows.validation_loss import Training, measured
 from storage.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """One size with one seed, as far as it has come; or why it went no further."""
-
-    rows: int
-    seed: int
-    chosen: str = ""
-    adapter: str = ""
-    validated: str = ""
-    failed: str | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.rows:,} rows, seed {self.seed}, "
 
 
 def grid(least: int, most: int, points: int) -> list[int]:
@@ -60,11 +44,11 @@ def search_size(
         scored = first.score(first.guard(pool, heldout), heldout)
         validation = assemble.where(store, scored, "split", "validation")
         sizes = grid(least, min(most or 10**9, _available(store, scored)), points)
-        cells = [Sized(rows, seed) for rows in sizes for seed in config.seeds]
+        cells = [Training(f"{rows:,} rows", rows, seed) for rows in sizes for seed in config.seeds]
         cells = through(cells, "chosen", partial(_choose, config=config, root=root, scored=scored))
         release()
         cells = through(cells, "trained", partial(_train, config=config, root=root, heldout=heldout), workers)
-        cells = through(cells, "measured", partial(_measure, config=config, root=root, rows=validation), workers)
+        cells = through(cells, "measured", partial(measured, config=config, root=root, rows=validation), workers)
     said = told(config, store, cells)
     publish(store, f"size-{config.name}", said, size_markdown(said))
     return said
@@ -78,37 +62,34 @@ def _available(store: Store, scored: str) -> int:
     return found
 
 
-def _turn(cell: Sized, config: LoopConfig, root: Path) -> Turn:
-    budget = config.budget.model_copy(update={"rows": cell.rows, "tokens": None, "rounds": 1})
-    named = config.model_copy(update={"budget": budget, "name": f"{config.name}.size{cell.rows}"})
+def _turn(cell: Training, config: LoopConfig, root: Path) -> Turn:
+    budget = config.budget.model_copy(update={"rows": cell.number, "tokens": None, "rounds": 1})
+    named = config.model_copy(update={"budget": budget, "name": f"{config.name}.size{cell.number}"})
     return Turn(named, root, cell.seed, 1, None, cell.label)
 
 
-def _choose(cell: Sized, config: LoopConfig, root: Path, scored: str) -> Sized:
+def _choose(cell: Training, config: LoopConfig, root: Path, scored: str) -> Training:
     return replace(cell, chosen=_turn(cell, config, root).choose(scored)[1])
 
 
-def _train(cell: Sized, config: LoopConfig, root: Path, heldout: str) -> Sized:
+def _train(cell: Training, config: LoopConfig, root: Path, heldout: str) -> Training:
     return replace(cell, adapter=_turn(cell, config, root).train("train", cell.chosen, heldout))
 
 
-def _measure(cell: Sized, config: LoopConfig, root: Path, rows: str) -> Sized:
-    return replace(cell, validated=validation_loss(config, root, cell.label, rows, cell.adapter))
-
-
-def told(config: LoopConfig, store: Store, cells: list[Sized]) -> dict[str, Any]:
+def told(config: LoopConfig, store: Store, cells: list[Training]) -> dict[str, Any]:
     """The curve with its intervals, the best size, and the smallest that is not shown to be worse."""
-    losses: dict[int, list[np.ndarray]] = {}
+    losses: dict[int, dict[int, np.ndarray]] = {}  # by rows taken and seed: two sizes may come to the same rows
     for cell in (c for c in cells if c.validated):
         taken = store.manifest(cell.chosen).counts["live"]  # fewer than asked, where the choice has no more
         loss = store.read(cell.validated, ["id", "base_nll"]).sort("id")["base_nll"]
-        losses.setdefault(taken, []).append(loss.fill_null(float("nan")).to_numpy())
+        losses.setdefault(taken, {})[cell.seed] = loss.fill_null(float("nan")).to_numpy()
     failed = [f"{c.label}{c.failed}" for c in cells if c.failed]
-    whole = {rows: np.array(found) for rows, found in sorted(losses.items()) if len(found) >= len(config.seeds)}
+    seeds = list(config.seeds)
+    whole = {n: np.array([by[s] for s in seeds]) for n, by in sorted(losses.items()) if by.keys() >= set(seeds)}
     if not whole:
         raise StepError(f"no size was trained with every seed: {'; '.join(failed)}")
-    measured = np.isfinite(np.concatenate(list(whole.values()))).all(axis=0)
-    whole = {rows: found[: len(config.seeds), measured] for rows, found in whole.items()}
+    finite = np.isfinite(np.concatenate(list(whole.values()))).all(axis=0)
+    whole = {rows: found[:, finite] for rows, found in whole.items()}
     best = min(whole, key=lambda rows: whole[rows].mean())
     points = []
     for rows, found in whole.items():
@@ -124,7 +105,7 @@ def told(config: LoopConfig, store: Store, cells: list[Sized]) -> dict[str, Any]
         "best": best,
         "enough": enough,
         "sizes": points,
-        "seeds": list(config.seeds),
+        "seeds": seeds,
         "optimizer_steps": config.budget.optimizer_steps,
         "failed": failed,
     }

@@ -139,6 +139,19 @@ def test_drop_is_what_its_readme_says():
         assert files["raw"][wrong["line"] - 1]["output"] == wrong["given"] != wrong["true"]
 
 
+def test_dolly_is_what_its_readme_says():
+    files = {name: read("dolly_3k", f"{name}.jsonl") for name in ("raw", "test")}
+    told = re.findall(r"^\| `(\w+)\.jsonl` \| ([\d,]+) \|", (EXAMPLES / "dolly_3k/README.md").read_text(), re.MULTILINE)
+    counted = {name: len(lines) for name, lines in files.items()}
+    assert {name: int(number.replace(",", "")) for name, number in told} == counted
+    asked = {name: {line["instruction"] for line in lines} for name, lines in files.items()}
+    assert not asked["raw"] & asked["test"]
+    for line in files["raw"] + files["test"]:
+        assert list(line) == ["instruction", "input", "output", "category"] and line["output"]
+        assert len(line["instruction"]) + len(line["input"]) + len(line["output"]) <= 1000
+    assert len({line["category"] for line in files["raw"]}) == 8
+
+
 @pytest.mark.parametrize("name", ["snips", "drop"])
 def test_a_clean_pool_is_the_raw_one_with_true_answers_in_the_place_of_wrong_ones(name):
     raw = (EXAMPLES / name / "raw.jsonl").read_bytes().splitlines(keepends=True)

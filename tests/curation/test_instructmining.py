@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,6 +8,9 @@ from curation import instructmining as im
 from curation.choice import ChoiceConfig
 from curation.rule import PUBLISHED, Rule, Term, find_rule
 from curation.step import Failed, StepError, find_step
+from flows.run import run_step
+from storage.schema import ROW
+from storage.store import Manifest, Store
 from tests.fakes import FakeEngine
 from tests.rows import rows
 
@@ -112,17 +117,57 @@ def test_a_conversation_is_scored_by_its_last_answer_and_all_before_it():
     assert reward.asked == [("be brief\none two\n\nthree", "four five")]
 
 
-def line(*at: float) -> pl.DataFrame:
-    frame = rows(*[("q", "a")] * len(at), embedding=[[x] for x in at])
-    return frame.with_columns(pl.col("embedding").list.to_array(1))
+def line(*at: float | None) -> pl.DataFrame:
+    at = pl.Series("embedding", [[x] for x in at], dtype=pl.Array(pl.Float64, 1))
+    return rows(*[("q", "a")] * len(at)).with_columns(at)
 
 
 def test_sixth_neighbour_as_a_step():
     knn = find_step("instructmining-knn")
-    assert knn(line(*range(7)), im.Neighbours())["instructmining_knn6"].to_list() == [6, 5, 4, 3, 4, 5, 6]
+    assert knn(line(*range(1, 8)), im.Neighbours())["instructmining_knn6"].to_list() == [6, 5, 4, 3, 4, 5, 6]
     assert knn(line(*[2.0] * 8), im.Neighbours())["instructmining_knn6"].to_list() == [0.0] * 8
-    assert knn(line(*range(6)), im.Neighbours())["instructmining_knn6"].to_list() == [None] * 6
+    assert knn(line(*range(1, 7)), im.Neighbours())["instructmining_knn6"].to_list() == [None] * 6
+    assert knn(line(), im.Neighbours())["instructmining_knn6"].to_list() == []
     assert im.Neighbours().settled(()).search in ("exact", "faiss")
+
+
+@pytest.mark.parametrize("none", [pytest.param(v, id=str(v)) for v in (0.0, -0.0, float("nan"), float("inf"), None)])
+def test_a_row_without_a_direction_has_no_neighbours_and_is_nobodys(none):
+    knn = find_step("instructmining-knn")
+    frame = line(*range(1, 8), none, none)
+    if none is None:
+        frame = frame.with_columns(embedding=pl.when(pl.col("id").is_in(["r7", "r8"]).not_()).then("embedding"))
+    assert knn(frame, im.Neighbours())["instructmining_knn6"].to_list() == [6, 5, 4, 3, 4, 5, 6, None, None]
+    few = knn(frame.slice(1), im.Neighbours())["instructmining_knn6"]  # six with a direction, eight in all
+    assert few.to_list() == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        pytest.param("instructmining-knn", {}, id="knn"),
+        pytest.param("instructmining-predict", {"rule": "2023-07"}, id="predict"),
+        pytest.param("instructmining-select", {"rows": 3}, id="select"),
+        pytest.param("instructmining-subset", {"rows": 3, "indicators": ["reward"], "number": 1}, id="subset"),
+    ],
+)
+def test_what_looks_at_numbers_is_not_handed_the_text_of_the_pool(name, settings, tmp_path):
+    step = find_step(name)
+    frame = line(*range(1, 10)).with_columns(
+        instructmining_predicted_loss=pl.col("embedding").arr.first(),
+        split=pl.lit("train"),
+        diversity_cluster=pl.int_range(pl.len()) % 2,
+        **{f"instructmining_{i}": pl.col("embedding").arr.first() for i in RULES["2023-07"]},
+    )
+    given, config = [], step.config(**settings)
+    watched = dataclasses.replace(step, fn=lambda rows, cfg: given.append(rows) or step.fn(rows, cfg))
+    store = Store(tmp_path)
+    text = store.put_part("text", frame.select(ROW.names), ROW)
+    numbers = store.put_part("numbers", frame.select("id", pl.exclude(ROW.names)))
+    store.seal(Manifest("import-1", "rows", "import", 1, {}, {}, {}, ((text, numbers),), counts={"live": 9}))
+    made = store.read(run_step(store, watched, config, "import-1"))
+    assert "messages" not in given[0].columns
+    assert made.select(step(frame, config).columns).equals(step(frame, config)) and made.height == 9
 
 
 def with_indicators(**columns):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from curation import neighbours
-from curation.neighbours import kth_distance, recall
+from curation.neighbours import kth_distance, nearest, recall
 
 
 def test_sixth_neighbour_of_points_on_a_line_in_any_order():
@@ -46,6 +46,16 @@ def test_the_approximate_search_finds_what_the_exact_one_finds(monkeypatch):
     exact = kth_distance(points, 6, "exact")
     assert not np.array_equal(near, exact)  # it is another search
     assert (near >= exact - 1e-6).all() and np.mean(near <= exact + 1e-6) > 0.9
+    ids, far = nearest(points, 6, "faiss")
+    some = np.arange(0, 4000, 40)
+    assert np.array_equal(far[:, -1], near) and recall(ids[some], nearest(points, 6, rows=some)[0]) > 0.9
+
+
+def test_the_nearest_others_are_in_order_and_never_the_point_itself():
+    points = np.array([0, 1, 3, 7, 7, 12], np.float32)[:, None]
+    ids, far = nearest(points, 2, rows=np.array([4, 0, 5]))
+    assert ids.tolist() == [[3, 2], [1, 2], [3, 4]] and far.tolist() == [[0, 4], [1, 3], [5, 5]]
+    assert nearest(points, 2)[0][[4, 0]].tolist() == [[3, 2], [1, 2]]
 
 
 def test_recall_is_the_share_of_known_neighbours_found():

@@ -69,6 +69,7 @@ def test_losses_that_are_chance_make_no_rule():
 def test_trainings_of_another_kind_help_by_what_they_differ_in():
     kinds = np.repeat([0, 1, 2], [12, 30, 2])
     found = fit(observed(44, kinds=kinds), observed(8, seed=6), BOUNDS)
+    assert (found.fitted, found.own) == (42, 12)  # two of a kind tell nothing
     assert found.regression.intercept == pytest.approx(0.5, abs=0.05)
     assert found.terms["perplexity"].coefficient == pytest.approx(0.8, abs=0.02)
     alone = fit(observed(44, 0.2, kinds=kinds).where(kinds == 0), observed(8, seed=6), BOUNDS)
@@ -79,7 +80,7 @@ def test_trainings_of_another_kind_help_by_what_they_differ_in():
 def test_a_perfect_correlation_of_four_subsets_says_little_and_of_a_hundred_much():
     low, high = interval(1.0, 4)
     assert low < 0 and high == 1
-    assert interval(1.0, 100)[0] > 0.99 and interval(-1.0, 4)[1] > 0
+    assert interval(1.0, 100)[0] > 0.99 and interval(-1.0, 4)[1] > 0 and interval(0.5, 3) == (-1, 1)
     assert interval(0.5, 30) == pytest.approx((0.150, 0.739), abs=0.005)  # atanh 0.5 ± 1.96 * sqrt(1.125 / 27)
 
 

@@ -52,3 +52,12 @@ def test_rows_that_lack_an_indicator_are_in_no_subset_and_a_missing_column_is_na
     assert drawn(frame, number=2)["instructmining_mtld"].null_count() == 0
     with pytest.raises(StepError, match="instructmining_reward"):
         drawn(frame, indicators=["reward"])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_few_rows_and_rows_that_are_all_alike_can_be_drawn_from(number):
+    alike = pool(30).with_columns(instructmining_mtld=1.0, instructmining_knn6=0.0)
+    assert drawn(alike, rows=20, number=number).height == 20
+    few = pool(6)  # the first is for validation
+    assert sorted(drawn(few, number=number)["id"]) == ["r1", "r2", "r3", "r4", "r5"]
+    assert drawn(pool(1), number=number).height == 0

@@ -2,24 +2,25 @@
 
 import json
 import random
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import yaml
 
-from curation.rule import Rule, Term
+from curation.rule import find_rule
+from curation.rule_fit import interval
 from curation.split import Split, split
-from curation.step import StepError, find_step
+from flows import svg
 from flows.compare_config import load_comparison
 from flows.config import ConfigError
 from flows.engine_settings import Vllm
 from flows.engines import EngineSpec, trained_on
 from flows.fit_config import load_fit
-from flows.instructmining_fit import Training, as_rule, elsewhere, fit_observed, keep, observed
+from flows.instructmining_fit import as_rule, concluded, elsewhere, fit_observed, keep, observed
 from flows.rule_page import fit_facts, fit_markdown, fit_text
-from flows.rules import install, read_rule, rules, with_rule
-from flows.size_search import Sized, grid, told
-from storage.schema import ROW
+from flows.rules import rules
+from flows.validation_loss import Training
 from storage.store import Manifest, Store
 from tests.flows.test_loop import ROOT, thresher
 from tests.rows import rows
@@ -109,21 +110,6 @@ def test_planted_differences_are_found_and_the_rule_works_by_name_in_another_run
     assert "data:image/svg+xml" in (store / "reports/size-ruled.md").read_text()
 
 
-def test_a_fitted_rule_is_found_by_name_and_its_text_is_what_a_step_is_given(tmp_path):
-    store, predict = Store(tmp_path), find_step("instructmining-predict")
-    rule = Rule(name="mine", version="1", source="s", intercept=0.5, terms={"mtld": Term(coefficient=2.0)})
-    install(store, rule)
-    assert read_rule(store, "mine") == rule and list(rules(store)) == ["2023-07", "2024", "mine"]
-    given = with_rule(predict.config(rule="mine"), store)
-    assert json.loads(given.rule)["terms"] == {"mtld": {"coefficient": 2.0}}
-    assert with_rule(given, store) == given and with_rule(predict.config(), store).rule == "2024"
-    with pytest.raises(StepError, match="no rule 'other'"):
-        with_rule(predict.config(rule="other"), store)
-    (tmp_path / "rules" / "bad.json").write_text('{"name": 3}')
-    with pytest.raises(StepError, match=r"bad\.json: this is no rule: name"):
-        rules(store)
-
-
 class Planted:
     """A store of adapters that were never trained, whose losses follow the noise of their rows."""
 
@@ -144,20 +130,20 @@ class Planted:
         told = {"config": {}, "engines": {}, "inputs": {}, **more}
         return self.store.seal(Manifest(name, kind, name.split("-")[0], 1, **told, shards=((part,),)))
 
-    def training(self, number, ids, steps=8, seed=0, dropped=()):
+    def training(self, number, ids, steps=8, seed=0, dropped=(), slope=0.5):
         mine = pl.lit("" if number < 48 else "x")  # another run has other ids for the same rows
         taken = self.pool.filter(pl.col("id").is_in(ids)).with_columns(id=mine + pl.col("id"))
         gone = pl.when(pl.col("id").is_in([f"x{i}" for i in dropped])).then(pl.lit("clear-filter: low"))
         taken = taken.with_columns(drop_reason=gone.otherwise("drop_reason"))
         chosen = self.sealed(f"taken-{number}-{seed}", taken)
         mean = sum(min(self.perplexity[int(i[1:])], 3) for i in ids) / len(ids)
-        loss = [2.7 ** (0.1 + 0.5 * mean + 0.1 * (steps - 8)) * self.draw.uniform(0.99, 1.01) for _ in range(30)]
+        loss = [2.7 ** (0.1 + slope * mean + 0.1 * (steps - 8)) * self.draw.uniform(0.99, 1.01) for _ in range(30)]
         measured = self.pool.head(30).with_columns(base_nll=pl.Series(loss))
         validated = self.sealed(f"perplexity-{number}-{seed}", measured)
         how = {"config": {"optimizer_steps": steps, "seed": seed}, "engines": {"base": self.base}}
         one = self.pool.select("id").head(1)
         adapter = self.sealed(f"train-{number}-{seed}", one, "adapter", inputs={"rows": chosen}, **how)
-        return Training(number if number < 48 else None, seed, chosen, adapter, validated)
+        return Training("a subset", number if number < 48 else None, seed, chosen, adapter, validated)
 
 
 @pytest.fixture
@@ -185,6 +171,13 @@ def test_trainings_of_other_runs_on_rows_of_the_pool_become_observations(trainin
     again, on = made.training(0, order[:24], seed=7), {"rows": mine[5].chosen}  # 5's rows, as they are
     store.seal(Manifest("train-again", "adapter", "train", 1, {"seed": 9}, {"base": made.base}, on))
     assert "train-again" not in {t.adapter for t in elsewhere(config, store, scored, [*mine, again])}
+    assert config.apart(12)
+    ids = [i.removeprefix("x") for i in store.read(mine[12].chosen, ["id"])["id"]]
+    same = made.training(54, ids, steps=20)  # under other ids, in another dataset, with other settings
+    assert same.chosen != mine[12].chosen
+    assert same.adapter not in {t.adapter for t in elsewhere(config, store, scored, mine)}
+    nearly = made.training(55, [*ids[:23], next(i for i in order if i not in ids)], steps=20)
+    assert nearly.adapter in {t.adapter for t in elsewhere(config, store, scored, mine)}
 
 
 def test_observations_become_a_rule_with_its_page(trainings):
@@ -201,8 +194,10 @@ def test_observations_become_a_rule_with_its_page(trainings):
     assert fitted.passes and fitted.regression.coefficients[0] == pytest.approx(0.5, abs=0.03)
     rule = as_rule(config, store, seen, fitted)
     assert rule.subsets == 39 and rule.heldout_subsets == 12
+    on_vllm = config.model_copy(update={"engine": Vllm()})
+    assert as_rule(on_vllm, store, seen, fitted).model == rule.model == trained_on(EngineSpec())
     assert rule.version == as_rule(config, store, seen, fitted).version
-    said = fit_facts(rule, fitted, seen, table, ["subset 9, no memory"])
+    said = fit_facts(rule, fitted, seen, table, ["subset 9, no memory"], None)
     page, lines = fit_markdown(json.loads(json.dumps(said))), fit_text(said)
     assert "The rule planted is installed: Spearman" in page
     assert "- subset 9, no memory" in page and "| perplexity | 0." in page
@@ -210,8 +205,55 @@ def test_observations_become_a_rule_with_its_page(trainings):
     turned = seen.with_columns(loss=pl.when("apart").then(10 / pl.col("loss")).otherwise("loss"))
     refused = fit_observed(config, turned, bounds)
     assert refused.spearman < -0.5 and not refused.passes
-    said = fit_facts(as_rule(config, store, turned, refused), refused, turned, table, [])
+    rule, lies = as_rule(config, store, turned, refused), "rules/retired/planted-1.json"
+    said = fit_facts(rule, refused, turned, table, [], lies)
     assert said["sentence"].startswith("No rule: Spearman") and not said["installed"]
+    assert said["sentence"].endswith(f"can no longer be named either; it lies in {lies}.")
+
+
+def test_a_refit_that_is_refused_takes_the_name_from_the_rule_before(trainings):
+    made, config, mine, _ = trainings
+    said = concluded(config, made.store, made.scored, mine)
+    assert said["installed"] and said["retired"] is None and "planted" in rules(made.store)
+    draws = [made.store.read(t.chosen, ["id"])["id"].to_list() for t in mine]
+    turned = [made.training(n, ids, seed=1, slope=-0.5 if config.apart(n) else 0.5) for n, ids in enumerate(draws)]
+    said = concluded(config, made.store, made.scored, turned)
+    assert not said["installed"] and "planted" not in rules(made.store)
+    assert said["retired"].startswith("rules/retired/planted-") and said["retired"] in fit_text(said)
+    assert find_rule((made.store.root / said["retired"]).read_text()).name == "planted"
+    again = concluded(config, made.store, made.scored, turned)
+    assert again["retired"] is None and again["sentence"].endswith("It is not installed.")
+
+
+def test_seeds_of_a_subset_and_losses_that_are_none_are_not_counted_as_observations(trainings):
+    made, config, mine, others = trainings
+    again = [replace(t, seed=1) for t in mine] + [replace(others[0], seed=1)]
+    seen = observed(config, made.store, made.scored, [*mine, *others, *again])
+    assert seen.height == 100 and seen["choice"].n_unique() == 51
+    seen = seen.with_columns(loss=pl.when(pl.col("subset") == 0).then(float("nan")).otherwise("loss"))
+    found = fit_observed(config, seen, {"perplexity": (-3.0, 3.0), "mtld": (0.0, 9.0)})
+    assert (found.fitted, found.own, len(found.true)) == (38, 35, 12)  # 48 less 12 apart and one without a loss, and 3
+    rule = as_rule(config, made.store, seen, found)
+    assert rule.subsets == 38
+    said = fit_facts(rule, found, seen, "table", [], None)
+    assert said["fitted"] == {"observations": 38, "own": 35}
+    page = fit_markdown(json.loads(json.dumps(said)))
+    assert "Fitted on 38 observations, 35 of them subsets of its own, and tried on 12 subsets" in page
+    bars = [(name, r, *interval(r, 35)) for name, r in said["alone"].items()]
+    drawn = svg.intervals(bars, "Spearman's correlation of each indicator alone with the loss", "{:.2f}")
+    assert svg.image(drawn, "correlation of each indicator with the loss") in page
+
+
+def test_a_pool_whose_rows_are_all_alike_makes_no_rule_and_a_page(trainings):
+    made, config, mine, _ = trainings
+    seen = observed(config, made.store, made.scored, mine).with_columns(perplexity=1.0, mtld=2.0)
+    found = fit_observed(config, seen, {"perplexity": (1.0, 1.0), "mtld": (2.0, 2.0)})
+    assert not found.passes and set(found.left_out.values()) == {"is the same in every subset"}
+    said = fit_facts(as_rule(config, made.store, seen, found), found, seen, "table", [], None)
+    assert said["sentence"] == (
+        "No rule: no indicator tells anything of the loss after training on 36 subsets. It is not installed."
+    )
+    assert "| mtld | is the same in every subset |" in fit_markdown(said) and "left out" in fit_text(said)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +273,11 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(folder, change, told):
         load_fit(folder / "fit.yaml", [change])
 
 
-def test_the_shipped_fit_and_the_comparison_of_its_rule_are_of_one_rule():
-    fit = load_fit(ROOT / "examples/snips/fit.yaml")
-    mined = load_comparison(ROOT / "examples/snips/mined.yaml")
+@pytest.mark.parametrize("name", ["snips", "dolly_3k"])
+def test_the_shipped_fit_and_the_comparison_of_its_rule_are_of_one_rule(name):
+    fit = load_fit(ROOT / "examples" / name / "fit.yaml")
+    mined = load_comparison(ROOT / "examples" / name / "mined.yaml")
+    assert (fit.pool, fit.heldout, fit.model) == (mined.pool, mined.heldout, mined.model) and len(mined.seeds) == 3
     named = {use.with_["rule"] for use in mined.arms["mined"].score if "rule" in use.with_}
     assert named == {fit.name} and mined.validation == fit.validation  # else validation rows would be trained on
     assert set(fit.indicators) - {"knn6"} <= set(fit.score[-1].config().asked())
@@ -243,39 +287,3 @@ def test_a_quarter_is_kept_apart_and_every_kind_of_draw_is_in_it(folder):
     config = load_fit(folder / "fit.yaml", ["subsets=32"])
     apart = [n for n in range(32) if config.apart(n)]
     assert len(apart) == 8 and {n % 4 for n in apart} == {0, 1, 2, 3}
-
-
-def test_sizes_have_even_steps_in_their_logarithm():
-    assert grid(50, 800, 5) == [50, 100, 200, 400, 800]
-    assert grid(50, 30, 5) == [50] and grid(1, 3, 9) == [1, 2, 3]
-
-
-def test_the_smallest_size_that_is_not_shown_to_be_worse_is_named_whatever_the_curve(tmp_path, folder):
-    """Falls, rises and falls again, as the paper reports."""
-    from flows.config import load
-
-    store = Store(tmp_path)
-    config = load(folder / "loop.yaml", ["seeds=[0,1]"])
-    curve, cells, names = {20: 2.0, 40: 1.0, 80: 1.5, 160: 0.99}, [], []
-    for size, mean in curve.items():
-        for seed in config.seeds:
-            for what, frame in (
-                ("chosen", rows(*[("q", "a")] * size)),
-                (
-                    "measured",
-                    rows(*[("q", "a")] * 30, base_nll=[mean + 0.02 * ((i * 7 + seed) % 5 - 2) for i in range(30)]),
-                ),
-            ):
-                names.append(f"{what}-{size}-{seed}")
-                part = store.put_part(names[-1], frame, ROW)
-                store.seal(Manifest(names[-1], "rows", what, 1, {}, {}, {}, ((part,),), counts={"live": size}))
-            cells.append(Sized(size, seed, names[-2], "a", names[-1]))
-    cells.append(Sized(320, 0, failed="no memory"))
-    said = told(config, store, cells)
-    assert said["best"] == 160 and [p["rows"] for p in said["sizes"]] == list(curve)
-    assert said["enough"] == 160 or said["enough"] == 40
-    by = {p["rows"]: p for p in said["sizes"]}
-    assert by[80]["behind_low"] > 0.4 and by[20]["behind_low"] > 0.9 and abs(by[40]["behind"] - 0.01) < 1e-9
-    assert said["failed"] == ["320 rows, seed 0, no memory"]
-    with pytest.raises(StepError, match="no size was trained with every seed"):
-        told(config, store, cells[-1:])

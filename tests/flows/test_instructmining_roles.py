@@ -58,3 +58,17 @@ def test_what_is_missing_or_of_another_kind_is_one_line(store, nli):  # noqa: F8
     with pytest.raises(StepError, match="the role reward wants a reward model"):
         run_step(store, STEP, config, "import-1", {}, lease)
     release()
+
+
+def test_the_embedded_model_gives_bad_rows_the_values_that_the_page_says(tmp_path):
+    store, texts = Store(tmp_path), ["", "yes", "😀😀 🎉", "word " * 40_000, "😀" * 50_000]
+    part = store.put_part("bad", rows(*[("say it", text) for text in texts]), ROW)
+    store.seal(Manifest("import-1", "rows", "import", 1, {}, {}, {}, ((part,),), counts={"rows": 5, "live": 5}))
+    config, lease = lend(STEP, Indicators(), typed_models(store, STEP.roles, {}), store)
+    found = store.read(run_step(store, STEP, config, "import-1", {}, lease))
+    lengths = found["instructmining_output_length"].to_list()
+    assert lengths[0] == 0 < min(lengths[1:3]) and min(lengths[3:]) > 40_000
+    assert found["instructmining_mtld"].to_list() == [0.0, 1.0, 2.0, 2.0, 1.0]
+    assert found["instructmining_perplexity"].is_not_null().to_list() == [True, True, True, False, False]
+    assert found["instructmining_perplexity"].drop_nulls().is_finite().all()
+    release()
