@@ -4,6 +4,8 @@ MinHash proposes pairs, and every pair that is returned was verified on the full
 search for texts that have any partner are rensa's; only those are looked at again.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 from rensa import RMinHash, RMinHashDigestMatrix, RMinHashLSH
@@ -14,6 +16,8 @@ BANDS, ROWS_PER_BAND = 25, 5  # a pair at Jaccard 0.8 is proposed with probabili
 _SIGNATURE = BANDS * ROWS_PER_BAND
 _SEED = 42
 _VERIFIED = 100_000  # pairs whose shingles are compared at once
+_WORTH = 0.1  # share of the open texts that one look at them all is to decide
+_PROPOSED = 1 << 21  # pairs of texts in a band that are looked at together, a pair once for each of its bands
 
 
 def copies(texts: pl.Series, groups: pl.Series, jaccard: float, size: int) -> pl.DataFrame:
@@ -30,23 +34,54 @@ def copies(texts: pl.Series, groups: pl.Series, jaccard: float, size: int) -> pl
     del index, matrices
     some = np.flatnonzero(flags)
     open_, sets = _bands_and_sets(texts, groups, some, size)
-    found = [_PAIRS.clear().rename({"a": "kept", "b": "copy"})]
-    while open_.height:
-        firsts = open_.with_columns(first=pl.col("item").min().over("band"))
-        # Who comes first in all of its bands is near no earlier text that is still open.
-        earliest = firsts.group_by("item").agg(pl.col("first").min())
-        kept = earliest.filter(pl.col("item") == pl.col("first")).select("item")
-        proposed = firsts.join(kept, left_on="first", right_on="item", how="semi")
-        proposed = proposed.filter(pl.col("item") != pl.col("first")).select(a="first", b="item").unique()
-        near = _verified(proposed, sets, sets, jaccard).rename({"a": "kept", "b": "copy"})
-        near = near.sort(["jaccard", "kept"], descending=[True, False]).unique(
-            "copy", keep="first", maintain_order=True
-        )
+    found, worth = [_PAIRS], True
+    while open_.height and worth:
+        before = open_["item"].n_unique()
+        kept, near = _firsts(open_, sets, jaccard)
+        decided = pl.concat([kept, near["b"]])
+        worth = len(decided) > before * _WORTH
         found.append(near)
-        decided = pl.concat([kept["item"], near["copy"]])
         open_ = open_.filter(~pl.col("item").is_in(decided.implode()))
         open_ = open_.filter(pl.len().over("band") > 1)
-    return pl.concat(found).sort("copy")
+    return pl.concat([*found, *_in_order(open_, sets, jaccard)]).sort("b").rename({"a": "kept", "b": "copy"})
+
+
+def _firsts(open_: pl.DataFrame, sets: pl.DataFrame, jaccard: float) -> tuple[pl.Series, pl.DataFrame]:
+    """Texts that come first in all of their bands, which are near no earlier text; and their copies, the best pairs."""
+    firsts = open_.with_columns(first=pl.col("item").min().over("band"))
+    earliest = firsts.group_by("item").agg(pl.col("first").min())
+    kept = earliest.filter(pl.col("item") == pl.col("first")).select("item")
+    proposed = firsts.join(kept, left_on="first", right_on="item", how="semi")
+    proposed = proposed.filter(pl.col("item") != pl.col("first")).select(a="first", b="item").unique()
+    near = _verified(proposed, sets, sets, jaccard).sort(["jaccard", "a"], descending=[True, False])
+    return kept["item"], near.unique("b", keep="first", maintain_order=True)
+
+
+def _in_order(open_: pl.DataFrame, sets: pl.DataFrame, jaccard: float) -> Iterator[pl.DataFrame]:
+    """The same for texts in families where each waits for the one before it: as many at a time as propose few pairs.
+
+    All pairs of these texts with each other and with the texts kept before them are verified at once; only which of
+    them stay depends on their order. A copy is gone before the next texts are looked at.
+    """
+    done = -1
+    while (open_ := open_.filter((pl.len().over("band") > 1) & (pl.col("item").max().over("band") > done))).height:
+        earlier = pl.col("item").rank("ordinal").over("band").cast(pl.Int64) - 1
+        waiting = open_.with_columns(earlier=earlier).filter(pl.col("item") > done)
+        pairs = waiting.group_by("item").agg(pl.col("earlier").sum()).sort("item")
+        some = pairs.filter((pl.col("earlier").cum_sum() <= _PROPOSED) | (pl.int_range(pl.len()) == 0))["item"]
+        last = int(some[-1])
+        now = waiting.filter(pl.col("item") <= last).select("item", "band")
+        proposed = open_.filter(pl.col("item") <= last).join(now, on="band", suffix="_b")
+        proposed = proposed.filter(pl.col("item") < pl.col("item_b")).select(a="item", b="item_b").unique()
+        near = _verified(proposed, sets, sets, jaccard).sort(["b", "jaccard", "a"], descending=[False, True, False])
+        copied: set[int] = set()
+        stands = []
+        for a, b in near.select("a", "b").iter_rows():  # those before b are decided when it is its turn
+            first = b not in copied and a not in copied
+            stands.append(first)
+            copied.update([b] if first else [])
+        yield near.filter(pl.Series(stands, dtype=pl.Boolean))
+        open_, done = open_.filter(~pl.col("item").is_in(list(copied))), last
 
 
 def nearest(

@@ -1,6 +1,7 @@
 import numpy as np
 import polars as pl
 
+from curation import minhash
 from curation.minhash import copies, nearest
 from curation.shingles import shingled
 
@@ -83,3 +84,26 @@ def test_nothing_is_near_nothing():
     assert copies(nothing, nothing, 0.8, 5).is_empty()
     assert nearest(nothing, nothing, pl.Series(["a"]), pl.Series(["g"]), 0.8, 5).is_empty()
     assert nearest(pl.Series(["a"]), pl.Series(["g"]), nothing, nothing, 0.8, 5).is_empty()
+
+
+def test_families_of_thousands_are_told_apart_in_a_few_looks_at_them(monkeypatch):
+    rng, looks = np.random.default_rng(1), []
+    verified = minhash._verified
+    monkeypatch.setattr(minhash, "_verified", lambda *given: looks.append(1) or verified(*given))
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), 6)) for _ in range(4000)]
+    link, chain = list(rng.choice(words, 30)), []
+    for n in range(1500):  # each near the next alone
+        link[2 * n % 30], link[(2 * n + 1) % 30] = rng.choice(words, 2)
+        chain.append(" ".join(link))
+    clique = [" ".join([*base, str(other)]) for base in [list(rng.choice(words, 30))] for other in words[:2500]]
+    texts = chain + clique
+    found = copies(pl.Series(texts), same(texts), 0.8, 5)
+    assert len(looks) < 40
+    of_chain = found.filter(pl.col("copy") < 1500)
+    assert 600 < of_chain.height < 800 and found.height - of_chain.height == 2499
+    kept = set(range(len(texts))) - set(found["copy"])
+    assert set(found["kept"]) <= kept
+    for copy, first, jaccard in of_chain.select("copy", "kept", "jaccard").iter_rows():
+        assert first < copy and jaccard >= 0.8 and abs(jaccard - alike(texts[copy], texts[first])) < 1e-9
+    for n in sorted(k for k in kept if k < 1500):
+        assert not any(alike(texts[n], texts[k]) >= 0.8 for k in range(max(n - 5, 0), n) if k in kept)
