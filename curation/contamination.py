@@ -9,9 +9,10 @@ import polars as pl
 from pydantic import Field
 
 from curation.heldout import FOUND, HeldoutOverlap, compared, overlaps
-from curation.kmeans import BLOCK
 from curation.shingles import prompt_text, response_text
 from curation.step import Embedder, step
+
+BLOCK = 1 << 12  # rows, and held-out rows, whose cosines are held at once: 64 MB
 
 
 class Contamination(HeldoutOverlap):
@@ -52,13 +53,15 @@ def review(rows: pl.DataFrame, cfg: Contamination, heldout: pl.DataFrame, embedd
 
 def _alike(mine: np.ndarray, theirs: np.ndarray, least: float) -> pl.DataFrame:
     """Each row's nearest held-out row, where their cosine is at least so much."""
-    near = [pl.DataFrame(schema=FOUND)]
-    for start in range(0, len(mine) if len(theirs) else 0, BLOCK):
-        # a text without a direction is near none
-        cosine = np.nan_to_num(mine[start : start + BLOCK] @ theirs.T, nan=-1.0)
-        best = cosine.argmax(axis=1)
-        most = cosine[np.arange(len(best)), best]
-        row = np.flatnonzero(most >= least)
-        columns = {"row": row + start, "heldout": best[row], "rule": ["meaning"] * len(row), "share": most[row]}
-        near.append(pl.DataFrame(columns, schema_overrides={"rule": pl.String}).cast(FOUND))
-    return pl.concat(near)
+    best, most = np.zeros(len(mine), np.int64), np.full(len(mine), -1.0, np.float32)
+    for a in range(0, len(mine), BLOCK):
+        for b in range(0, len(theirs), BLOCK):
+            # a text without a direction is near none
+            cosine = np.nan_to_num(mine[a : a + BLOCK] @ theirs[b : b + BLOCK].T, copy=False, nan=-1.0)
+            first = cosine.argmax(axis=1)
+            here = cosine[np.arange(len(first)), first]
+            nearer = np.flatnonzero(here > most[a : a + BLOCK])
+            best[a + nearer], most[a + nearer] = first[nearer] + b, here[nearer]
+    row = np.flatnonzero(most >= least)
+    columns = {"row": row, "heldout": best[row], "rule": ["meaning"] * len(row), "share": most[row]}
+    return pl.DataFrame(columns, schema_overrides={"rule": pl.String}).cast(FOUND)

@@ -1,6 +1,9 @@
+import tracemalloc
+
+import numpy as np
 import polars as pl
 
-from curation.contamination import Contamination, review
+from curation.contamination import Contamination, _alike, review
 from curation.heldout import HeldoutOverlap, drop_heldout
 from curation.ngrams import covered
 from tests.fakes import FakeEmbedder
@@ -134,3 +137,21 @@ def test_a_held_out_text_without_a_direction_hides_no_other():
     pool, held = rows(("hello there", "x")), rows(("there, hello!", "y"), ("...", "y"), id=["h0", "h1"])
     table = review(pool, Contamination(cosine=0.99), {"embedder": Half()}, {"heldout": held})
     assert table.filter(pl.col("rule") == "meaning").select("id", "heldout").rows() == [("r0", "h0")]
+
+
+def test_cosines_are_held_a_block_at_a_time_on_both_sides():
+    rng = np.random.default_rng(0)
+    mine, theirs = (rng.normal(size=(n, 8)).astype(np.float32) for n in (9000, 10_000))
+    mine, theirs = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (mine, theirs))
+    theirs[[5, 9990]] = np.nan
+    tracemalloc.start()
+    found = _alike(mine, theirs, 0.9)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 250e6  # all 90 million at once would be 360 MB, and as much again without the NaNs
+    exact = np.nan_to_num(mine[:300] @ theirs.T, nan=-1.0)
+    near = np.flatnonzero(exact.max(axis=1) >= 0.9)
+    mine_found = found.filter(pl.col("row") < 300)
+    assert mine_found["row"].to_list() == near.tolist()
+    assert mine_found["heldout"].to_list() == exact[near].argmax(axis=1).tolist()
+    assert (found["heldout"] > 4096).sum() > 1000
