@@ -4,14 +4,15 @@ Every row that may be trained on stands in the choice with the reason why it was
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from curation.choice import ChoiceConfig, for_training
-from curation.draw import largest_remainder, uniform
+from curation.choice import ChoiceConfig, for_training, most_within
+from curation.draw import exponential_keys, largest_remainder, softmax_rates, uniform
 from curation.step import StepError, step
 
 
@@ -29,7 +30,7 @@ class Choose(ChoiceConfig):
     """Split the budget over the clusters of kmeans-cluster, by their share of the pool or the `weights` table."""
 
     quotas: list[str] = Field(default_factory=list)
-    """Most of the budget that a source may have, source=share, such as dolly=0.2."""
+    """Most of the budget, in rows or in tokens, that a source may have: source=share, such as dolly=0.2."""
 
     tokens: int = Field(0, ge=0)
     """In the place of rows: tokens that the choice may hold, counted by the step `tokens`; 0 counts rows."""
@@ -75,7 +76,7 @@ def parsed(pairs: list[str]) -> list[tuple[str, float]]:
     return out
 
 
-@step("choose", kind="select", scope="dataset", without="messages")
+@step("choose", kind="select", scope="dataset", without="messages", version=2)
 def choose(rows: pl.DataFrame, cfg: Choose, weights: pl.DataFrame | None = None) -> pl.DataFrame:
     """Take rows by several scores together, within quotas for sources and a budget of rows or tokens.
 
@@ -116,14 +117,13 @@ def choose(rows: pl.DataFrame, cfg: Choose, weights: pl.DataFrame | None = None)
 
 def _ordered(able: pl.DataFrame, cfg: Choose) -> pl.DataFrame:
     """The rows with `score`, in the order in which each `group` gives them."""
-    u = uniform(able["id"], cfg.seed * 1009 + cfg.round)
+    u = uniform(able["id"], cfg.seed, "choose", cfg.round)
     score = _score(able, cfg)
     key = u
     if cfg.scores and cfg.draw == "best":
         key = -score
-    elif cfg.scores:  # without replacement, by exponential keys (Efraimidis and Spirakis, 2006)
-        rate = np.exp(score - score.max(initial=-np.inf)) if cfg.combine == "zscore" else np.maximum(score, 1e-9)
-        key = -np.log(u) / rate
+    elif cfg.scores:
+        key = exponential_keys(u, softmax_rates(score) if cfg.combine == "zscore" else score)
     group = pl.col("diversity_cluster") if cfg.clusters else pl.lit(0)
     numbers = {"score": score, "key": key, "u": u}
     able = able.with_columns(
@@ -160,22 +160,22 @@ def _shares(able: pl.DataFrame, cfg: Choose, weights: pl.DataFrame | None) -> np
 
 
 def _most_rows(able: pl.DataFrame, cfg: Choose, shares: np.ndarray) -> int:
-    """The budget in rows; one in tokens by halving: a choice of more rows is taken to hold more tokens."""
+    """The budget in rows."""
     if not cfg.tokens:
         return cfg.rows
-    tokens, low, high = able["tokens"].fill_null(0), 0, able.height
-    while low < high:
-        middle = (low + high + 1) // 2
-        held = tokens.filter(_allocate(able, cfg, shares, middle)["taken"]).sum()
-        low, high = (middle, high) if held <= cfg.tokens else (low, middle - 1)
-    return low
+    tokens = able["tokens"].fill_null(0)
+    return most_within(
+        cfg.tokens, lambda n: int(tokens.filter(_allocate(able, cfg, shares, n)["taken"]).sum()), able.height
+    )
 
 
 def _allocate(able: pl.DataFrame, cfg: Choose, shares: np.ndarray, rows: int) -> pl.DataFrame:
     """Of each row: `taken`, its `place` in its group, the group's `budget` and `share`; `full`: its source has enough.
 
-    A source over its quota keeps the rows that come first in their clusters; what it loses goes to the others.
+    A source over its quota keeps the rows that come first in their clusters; what it loses goes to the others. Of a
+    budget in tokens it has its share in tokens.
     """
+    size = able["tokens"].fill_null(0).cast(pl.Int64).to_numpy() if cfg.tokens else np.ones(able.height, np.int64)
     source, group = able["source"].to_numpy(), np.unique(able["group"].to_numpy(), return_inverse=True)[1]
     free, over = np.ones(able.height, bool), True
     while over:
@@ -184,9 +184,11 @@ def _allocate(able: pl.DataFrame, cfg: Choose, shares: np.ndarray, rows: int) ->
         place = np.cumsum(free) - (np.cumsum(sizes) - sizes)[group]
         taken, over = free & (place <= budget[group]), False
         for name, quota in parsed(cfg.quotas):
-            mine, most = np.flatnonzero(taken & (source == name)), int(quota * rows)
-            if len(mine) > most:
-                kept = mine[np.argsort(place[mine] / budget[group[mine]], kind="stable")[:most]]
+            mine = np.flatnonzero(taken & (source == name))
+            most = int(Decimal(str(quota)) * (cfg.tokens or rows))  # as it was written: 0.29 * 100 is under 29
+            if size[mine].sum() > most:
+                first = mine[np.argsort(place[mine] / budget[group[mine]], kind="stable")]
+                kept = first[np.cumsum(size[first]) <= most]
                 gone = source == name
                 gone[kept] = False
                 free, over = free & ~gone, True

@@ -1,4 +1,4 @@
-"""Diversify and Conquer (Yu et al., 2024, arXiv 2409.11378): k-means, a quality draw per cluster, weights that learn.
+"""Diversify and Conquer (Yu et al., 2024, arXiv 2409.11378): a quality draw per cluster, weights that learn.
 
     cluster budget   b_j proportional to the weight w_j (round 1: the cluster's share of the rows that were
                      clustered, whatever a filter dropped since), by largest remainder
@@ -10,34 +10,15 @@ paper's (from the least gain where one is negative) and its repository's are the
 every cluster in the draw, and a cluster nobody looked at keeps its weight.
 """
 
-from collections.abc import Container
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
 from curation.choice import ChoiceConfig, for_training
-from curation.draw import largest_remainder, uniform
-from curation.kmeans import Backend, assign, backend_here, best_by_silhouette, directions, train
+from curation.draw import exponential_keys, largest_remainder, softmax_rates, uniform
 from curation.step import StepConfig, StepError, step
-
-
-class Cluster(StepConfig):
-    clusters: int = Field(40, ge=1)
-    """Number of clusters; fewer where there are fewer different rows."""
-
-    silhouette: bool = False
-    """Take the number with the highest silhouette on a sample: of `clusters`, a half of it, a quarter and so on."""
-
-    backend: Backend = "auto"
-    """What computes: faiss-gpu, faiss, scikit-learn, or auto: the first of these that this machine has."""
-
-    seed: int = 0
-    """Seed of the samples and the starts."""
-
-    def settled(self, models: Container[str]) -> Self:
-        return self if self.backend != "auto" else self.model_copy(update={"backend": backend_here()})
 
 
 class QualityDraw(ChoiceConfig):
@@ -72,56 +53,12 @@ class Reweight(StepConfig):
 
 
 @step(
-    "kmeans-cluster",
-    kind="score",
-    scope="dataset",
-    reads="embedding",
-    writes="diversity_cluster diversity_share diversity_distance",
-    without="messages",
-    version=2,
-)
-def cluster(rows: pl.DataFrame, cfg: Cluster) -> pl.DataFrame:
-    """k-means clusters in embedding space, fitted on the imported rows; grown rows join the nearest.
-
-    So clusters keep their numbers while the pool grows from round to round. The share of imported rows in a row's
-    cluster is written beside it: a filter that mistrusts one kind of row must not thin that kind out of the choice.
-    So is its distance to the centre, by which typical rows are found. A row whose vector is missing, zero or not finite
-    has no cluster.
-    """
-    vectors = rows["embedding"].to_numpy() if rows.height else np.zeros((0, 1), np.float32)
-    usable = directions(vectors)
-    imported = usable & (rows["round"] == 0).to_numpy()
-    fit_on = imported if imported.any() else usable
-    label, distance = np.full(rows.height, -1), np.zeros(rows.height, np.float32)
-    share = np.zeros(1)
-    if usable.any():
-        backend = cfg.settled(()).backend
-        among = np.flatnonzero(fit_on)
-        k = best_by_silhouette(vectors, cfg.clusters, cfg.seed, backend, among) if cfg.silhouette else cfg.clusters
-        centroids = train(vectors, k, cfg.seed, backend, among)
-        where = slice(None) if usable.all() else usable
-        found = assign(vectors[where], centroids, backend)
-        label[where] = found.label
-        inhabited = np.unique(label[fit_on])
-        if len(inhabited) < len(centroids):  # equal rows need no two clusters; the others are numbered anew
-            found = assign(vectors[where], centroids[inhabited], backend)
-        label[where], distance[where] = found.label, found.distance
-        share = np.bincount(label[fit_on], minlength=len(inhabited)) / fit_on.sum()
-    known = pl.when(pl.Series(usable, dtype=pl.Boolean))
-    return rows.with_columns(
-        diversity_cluster=known.then(pl.Series(label, dtype=pl.Int32)),
-        diversity_share=known.then(pl.Series(share[label], dtype=pl.Float64)),
-        diversity_distance=known.then(pl.Series(distance, dtype=pl.Float32)),
-    )
-
-
-@step(
     "kmeans-quality",
     kind="select",
     scope="dataset",
     reads="diversity_cluster diversity_share",
     without="messages",
-    version=2,
+    version=3,
 )
 def draw(
     rows: pl.DataFrame, cfg: QualityDraw, weights: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
@@ -136,7 +73,7 @@ def draw(
             f"kmeans-quality draws by {cfg.quality!r}, which the dataset lacks; run the step that writes it"
         )
     pool = for_training(rows).drop_nulls("diversity_cluster")
-    pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_not_nan())  # null neither: such a row is not drawn
+    pool = pool.filter(pl.col(cfg.quality).cast(pl.Float64).is_finite())  # null neither: such a row is not drawn
     wanted, kept = cfg.rows, pool.clear()
     if cfg.rounds > 1:
         before = earlier.filter("taken")["id"] if earlier is not None else pl.Series([], dtype=pl.String)
@@ -181,7 +118,7 @@ def draw(
     writes="cluster weight gain rows",
     takes="split",
     without="messages",
-    version=2,
+    version=3,
 )
 def reweight(
     rows: pl.DataFrame, cfg: Reweight, results: pl.DataFrame, weights: pl.DataFrame | None = None
@@ -190,7 +127,10 @@ def reweight(
     rows = rows.drop_nulls("diversity_cluster")
     clusters = rows.group_by(cluster="diversity_cluster").agg(weight=pl.col("diversity_share").first()).sort("cluster")
     if weights is not None:
-        clusters = clusters.select("cluster").join(weights.select("cluster", "weight"), on="cluster", how="left")
+        # A cluster whose rows a filter dropped this time keeps its weight for the rounds when they are back.
+        learnt = weights.select(pl.col("cluster").cast(pl.Int32), learnt="weight")
+        clusters = clusters.join(learnt, on="cluster", how="full", coalesce=True)
+        clusters = clusters.select("cluster", weight=pl.coalesce("learnt", "weight"))
     judged = rows
     if cfg.judged_by == "validation":
         if "split" not in rows.columns:
@@ -231,12 +171,10 @@ def updated_weights(weights: np.ndarray, gains: np.ndarray, cfg: Reweight) -> np
 
 
 def _ranked(pool: pl.DataFrame, cfg: QualityDraw) -> pl.DataFrame:
-    """Rank within each cluster of a draw without replacement (exponential keys: Efraimidis and Spirakis, 2006)."""
-    u = uniform(pool["id"], cfg.seed * 1009 + cfg.round)
-    quality = pool[cfg.quality].cast(pl.Float64).fill_nan(None)
-    q = quality.to_numpy()
-    rate = np.exp(q - np.nanmax(q)) if cfg.mode == "softmax" and len(q) else np.clip(q, 1e-9, None)
-    key = np.where(np.isnan(rate), np.inf, -np.log(u) / np.where(np.isnan(rate), 1.0, rate))
+    """The rows with their `quality` and their `rank` in the draw of their cluster."""
+    quality = pool[cfg.quality].cast(pl.Float64)
+    rate = softmax_rates(quality.to_numpy()) if cfg.mode == "softmax" else quality.to_numpy()
+    key = exponential_keys(uniform(pool["id"], cfg.seed, "kmeans-quality", cfg.round), rate)
     keyed = pool.select("id", "diversity_cluster").with_columns(quality=quality, key=pl.Series(key))
     rank = pl.struct("key", "id").rank("ordinal").over("diversity_cluster")
     return keyed.with_columns(rank=rank)

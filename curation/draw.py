@@ -1,20 +1,39 @@
 """Seeded draws that depend on a row's id alone: other rows, their order and their number change nothing for it."""
 
+from hashlib import sha256
+
 import numpy as np
 import polars as pl
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step: 2^64 over the golden ratio
 
 
-def uniform(ids: pl.Series, seed: int) -> np.ndarray:
-    """One number in (0, 1) for each id and seed (ids are hex hashes)."""
+def uniform(ids: pl.Series, seed: int, step: str = "", round: int = 0) -> np.ndarray:
+    """One number in (0, 1) for each id (ids are hex hashes), seed, step and round.
+
+    A step names itself, so that its draw has nothing to do with another step's of the same seed. The baseline `random`
+    and the steps that only part equals draw by the seed alone.
+    """
     text = pl.when(ids.str.contains(r"^[0-9a-f]{16}")).then(ids.str.slice(0, 16)).otherwise(pl.lit(None))
     whole = pl.select(text).to_series().str.to_integer(base=16, dtype=pl.UInt64, strict=False)
     if whole.null_count():
         whole = whole.fill_null(pl.Series([int.from_bytes(i.encode()[-8:], "big") for i in ids], dtype=pl.UInt64))
+    if step:
+        said = sha256(f"{step} {seed} {round}".encode()).digest()
+        seed = int.from_bytes(said[:8], "big") >> 1
     with np.errstate(over="ignore"):
         z = whole.to_numpy() ^ (np.uint64(seed) + np.uint64(1)) * GOLDEN
     return (mixed(z) >> np.uint64(11)).astype(np.float64) / 2**53 + 2**-54
+
+
+def exponential_keys(u: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Keys whose rising order is a draw without replacement in proportion to `rate` (Efraimidis and Spirakis, 2006)."""
+    return -np.log(u) / np.maximum(rate, 1e-9)
+
+
+def softmax_rates(score: np.ndarray) -> np.ndarray:
+    """Rates in proportion to the exponential of a score."""
+    return np.exp(score - score.max(initial=-np.inf))
 
 
 def mixed(numbers: np.ndarray) -> np.ndarray:

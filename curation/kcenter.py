@@ -6,6 +6,7 @@ here to be compared with. The work is rows x budget distances, so it is for pool
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from curation.choice import ChoiceConfig, for_training, take_first
 from curation.draw import uniform
@@ -14,11 +15,11 @@ from curation.step import step
 
 
 class KCenter(ChoiceConfig):
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Another seed, another first row."""
 
 
-@step("k-center", kind="select", scope="dataset", reads="embedding", without="messages")
+@step("k-center", kind="select", scope="dataset", reads="embedding", without="messages", version=2)
 def take_farthest(rows: pl.DataFrame, cfg: KCenter) -> pl.DataFrame:
     """Take the row that is farthest from all that are taken, again and again; a row without a vector is left out."""
     pool = for_training(rows)
@@ -29,7 +30,7 @@ def take_farthest(rows: pl.DataFrame, cfg: KCenter) -> pl.DataFrame:
         return take_first(pl.DataFrame(schema={"id": pl.String, "why": pl.String, "weight": pl.Float64}), cfg)
     squares = (vectors**2).sum(axis=1)
     nearest = np.full(len(ids), np.inf, np.float32)  # squared distance to the rows that are taken
-    order, gap = [int(uniform(ids, cfg.seed).argmin())], [0.0]
+    order, gap = [int(uniform(ids, cfg.seed, "k-center").argmin())], [0.0]
     while len(order) < min(cfg.rows, len(ids)):
         last = order[-1]
         nearest = np.minimum(nearest, np.maximum(squares + squares[last] - 2 * (vectors @ vectors[last]), 0))

@@ -43,6 +43,11 @@ def backend_here() -> Backend:
     return "faiss-gpu" if faiss.get_num_gpus() else "faiss"
 
 
+def settled(backend: Backend) -> Backend:
+    """What `auto` means on this machine."""
+    return backend_here() if backend == "auto" else backend
+
+
 def directions(vectors: np.ndarray) -> np.ndarray:
     """Which vectors, of shape (rows, dimensions), can be clustered: those of finite numbers that are not all zero."""
     out = np.zeros(len(vectors), bool)

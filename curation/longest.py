@@ -19,7 +19,7 @@ class Longest(ChoiceConfig):
     rows: int = Field(1000, ge=1)
     """How many rows are taken; 1,000 in the paper."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Another seed, another draw among responses of the same length."""
 
 

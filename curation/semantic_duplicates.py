@@ -12,11 +12,12 @@ import polars as pl
 from pydantic import Field
 
 from curation.duplicates import best_first
-from curation.kmeans import Backend, assign, backend_here, directions, train
+from curation.kmeans import Backend, assign, directions, settled, train
 from curation.shingles import normalised, response_text
 from curation.step import StepConfig, step
 
 TOGETHER = 2000  # rows compared at once; also about the size of a cluster
+EQUAL = 1 - 1e-5  # from here on a cosine is 1: single precision puts that of equal vectors to either side of it
 
 
 class SemanticDuplicates(StepConfig):
@@ -36,7 +37,7 @@ class SemanticDuplicates(StepConfig):
         return (self.quality,) if self.quality else ()
 
     def settled(self, models: Container[str]) -> Self:
-        return self if self.backend != "auto" else self.model_copy(update={"backend": backend_here()})
+        return self.model_copy(update={"backend": settled(self.backend)})
 
 
 @step(
@@ -45,6 +46,7 @@ class SemanticDuplicates(StepConfig):
     scope="dataset",
     reads="embedding",
     writes="semantic_duplicates_group",
+    version=2,
 )
 def drop_semantic_duplicates(rows: pl.DataFrame, cfg: SemanticDuplicates) -> pl.DataFrame:
     """Drop all but the best of every group of rows whose embeddings are near; a row without a vector is kept.
@@ -57,7 +59,7 @@ def drop_semantic_duplicates(rows: pl.DataFrame, cfg: SemanticDuplicates) -> pl.
     order = order[usable[order]]
     answers = rows.select(normalised(response_text()).hash(0)).to_series().to_numpy() if cfg.same_answer else None
     stands, cosine = np.arange(rows.height), np.zeros(rows.height)
-    for members in _clusters(vectors, order, cfg.settled(()).backend):
+    for members in _clusters(vectors, order, settled(cfg.backend)):
         kept = members[:0]
         for start in range(0, len(members), TOGETHER):
             kept = _compare(members[start : start + TOGETHER], kept, vectors, answers, cfg.cosine, stands, cosine)
@@ -119,4 +121,5 @@ def _alike(
     a: np.ndarray, b: np.ndarray, rows: np.ndarray, others: np.ndarray, answers: np.ndarray | None
 ) -> np.ndarray:
     alike = a @ b.T
+    alike[alike > EQUAL] = 1.0
     return alike if answers is None else np.where(answers[rows][:, None] == answers[others], alike, -1.0)

@@ -193,7 +193,7 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
                 raise ConfigError(
                     f"{path}: {where}{key}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
                 )
-    if decided := {"rows", "round", "seed"} & set(said.choose.with_):
+    if decided := {"rows", "tokens", "round", "seed"} & set(said.choose.with_):
         raise ConfigError(
             f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
         )

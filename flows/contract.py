@@ -133,5 +133,9 @@ def _table(name: str, rows: pl.DataFrame) -> pl.DataFrame:
     known: Mapping[str, pl.DataFrame] = {
         "results": rows.select("id", student_correct=pl.int_range(pl.len()) % 2 == 0, student_nll=pl.lit(0.5)),
         "weights": pl.DataFrame({"cluster": [0, 1, 2], "weight": [0.2, 0.3, 0.5]}),
+        "centroids": pl.DataFrame(
+            {"cluster": [0, 1], "share": [0.4, 0.6], "centroid": [[1.0, 0, 0, 0], [0, 0, 0, 1.0]]},
+            schema_overrides={"cluster": pl.Int32, "centroid": pl.Array(pl.Float32, 4)},
+        ),
     }
     return known.get(name, awkward_rows(3))

@@ -1,13 +1,13 @@
 """The loop: import, score, choose, train, evaluate, feed back and round again. Tasks pass dataset ids, never tables."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prefect import flow
 
 from curation.step import find_step
 from flows import assemble, cards, report
-from flows.budget import rows_within
+from flows.budget import within
 from flows.config import LoopConfig, Use
 from flows.models import role_models, tuned
 from flows.own_steps import load_steps
@@ -43,8 +43,9 @@ def go_round(
     """Rounds of score, choose, train, evaluate and feedback; `test` them on the held-out set."""
     store = Store(root)
     weights, student, rounds, base = None, None, [], [pool]
+    fitted: dict[int, str] = {}
     for number in range(1, config.budget.rounds + 1):
-        turn = Turn(config, root, seed, number, student, label)
+        turn = Turn(config, root, seed, number, student, label, fitted)
         guarded = turn.guard(assemble.together(store, base), heldout)
         rows = turn.score(guarded, heldout)
         choice, chosen = turn.choose(rows, weights, rounds[-1].choice if rounds else None)
@@ -101,6 +102,7 @@ class Turn:
     number: int
     student: str | None = None  # adapter of the turn before
     label: str = ""  # said before what is done
+    fitted: dict[int, str] = field(default_factory=dict)  # place among the scores: its centroids, of the first turn
 
     @property
     def store(self) -> Store:
@@ -121,8 +123,16 @@ class Turn:
                 student = self.train(f"train {name}", assemble.taken(self.store, rows, choice), heldout)
                 rows = self.revise([use], rows, student, name)
             else:
-                rows = self.apply(use, rows)
+                rows = self.apply(use, rows, centroids=self._centroids(place, use, rows))
         return rows
+
+    def _centroids(self, place: int, use: Use, rows: str) -> str | None:
+        """What k-means found in the first turn; the clusters whose weights are learnt are the same in later ones."""
+        if use.step != "kmeans-cluster":
+            return None
+        if place not in self.fitted:
+            self.fitted[place] = self.apply(Use(step="kmeans-centroids", **{"with": use.with_}), rows)
+        return self.fitted[place]
 
     def revise(self, uses: list[Use], rows: str, student: str, name: str | None = None) -> str:
         """The rows with what a student of this very turn gives better; as they are where nothing is asked for."""
@@ -136,8 +146,8 @@ class Turn:
         if tokens:
             rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
             tables = {"weights": weights, "earlier": earlier}
-            within = rows_within(self.store, use, rows, tokens, tables, **self._drawn())
-            use = use.model_copy(update={"with_": use.with_ | {"rows": within}})
+            budget = within(self.store, use, rows, tokens, tables, **self._drawn())
+            use = use.model_copy(update={"with_": use.with_ | budget})
         choice = self.apply(use, rows, weights=weights, earlier=earlier)
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 

@@ -5,6 +5,7 @@ from curation import (  # noqa: F401
     clear,
     clear_correct,
     clear_filter,
+    clusters,
     contamination,
     diversity,
     duplicates,

@@ -126,6 +126,7 @@ def tables(frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
         "heldout": rows(("held out", "x")),
         "results": frame.select("id", student_correct=pl.int_range(pl.len()) % 2 == 0, student_nll=pl.lit(0.5)),
         "weights": pl.DataFrame({"cluster": [0, 1, 2], "weight": [0.2, 0.3, 0.5]}),
+        "centroids": STEPS["kmeans-centroids"](hostile(9), STEPS["kmeans-centroids"].config(clusters=2)),
     }
 
 

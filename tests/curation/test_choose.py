@@ -101,3 +101,20 @@ def test_what_cannot_be_used_is_named():
     for wrong in ({"scores": ["a=b"]}, {"scores": ["a", "a=2"]}, {"quotas": ["a=2"]}, {"quotas": ["=1"]}):
         with pytest.raises(ValueError, match=r"not name=number|twice|share"):
             Choose(**wrong)
+
+
+def test_a_quota_is_the_share_that_was_written_and_not_a_row_less():
+    rows = scored(200, source=["a"] * 100 + ["b"] * 100, good=[1.0 - n / 200 for n in range(200)])
+    for share in (0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.58):  # of these int(share * 100) is one less for some
+        mine = [n for n in taken(rows, rows=100, scores=["good"], quotas={"a": share}) if n < 100]
+        assert len(mine) == round(share * 100)
+
+
+def test_a_quota_of_a_budget_in_tokens_is_of_tokens():
+    rows = scored(20, source=["long"] * 10 + ["short"] * 10, good=[1.0 - n / 20 for n in range(20)])
+    rows = rows.with_columns(tokens=pl.when(pl.col("source") == "long").then(100).otherwise(10))
+    found = taken(rows, scores=["good"], tokens=300, quotas=["long=0.7"])
+    assert found == [0, 1, *range(10, 20)]  # 200 of 210 tokens, and all the short ones
+    held = lambda n: rows["tokens"].gather(n).sum()  # noqa: E731
+    assert held(found) == 300 and held(taken(rows, scores=["good"], tokens=300)) == 300
+    assert taken(rows, scores=["good"], tokens=300, quotas=["long=0.3"]) == list(range(10, 20))

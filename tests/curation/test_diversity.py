@@ -2,6 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from curation import choose, random_choice  # noqa: F401  registers the steps
 from curation import diversity as dv
 from curation.draw import largest_remainder, uniform
 from curation.step import STEPS, StepError
@@ -103,29 +104,10 @@ def test_weights_are_never_negative_or_undefined(gains, update):
     assert np.isfinite(new).all() and (new > 0).all() and new.sum() == pytest.approx(1)
 
 
-def test_clusters_of_grown_rows_do_not_move_those_of_imported_ones():
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(60, 4)).tolist()
-    base = rows(*[("q", "a")] * 60, embedding=vectors).with_columns(pl.col("embedding").list.to_array(4))
-    grown = base.head(10).with_columns(id=pl.format("g{}", "id"), round=pl.lit(1, pl.Int32))
-    alone = dv.cluster(base, dv.Cluster(clusters=5))["diversity_cluster"]
-    both = dv.cluster(pl.concat([base, grown]), dv.Cluster(clusters=5))["diversity_cluster"]
-    assert both.head(60).equals(alone)
-    assert both.tail(10).to_list() == alone.head(10).to_list()
-
-
 def test_a_cluster_that_a_filter_thinned_keeps_its_share_of_the_budget():
     thinned = pool([50, 50]).filter(pl.int_range(pl.len()) < 70)  # 50 rows of one cluster, 20 of the other
     taken = dv.draw(thinned, dv.QualityDraw(rows=30)).filter("taken").join(thinned, on="id")
     assert taken["diversity_cluster"].value_counts().sort("diversity_cluster")["count"].to_list() == [15, 15]
-
-
-def test_shares_are_of_the_imported_rows_that_were_clustered():
-    vectors = [[0.0, 1.0]] * 3 + [[1.0, 0.0]]
-    base = rows(*[("q", "a")] * 4, embedding=vectors).with_columns(pl.col("embedding").list.to_array(2))
-    grown = base.tail(1).with_columns(id=pl.lit("grown"), round=pl.lit(1, pl.Int32))
-    out = dv.cluster(pl.concat([base, grown]), dv.Cluster(clusters=2))
-    assert out["diversity_share"].to_list() == [0.75, 0.75, 0.75, 0.25, 0.25]
 
 
 def results(rows_, gain_of_cluster):
@@ -155,74 +137,10 @@ def test_quality_is_drawn_in_proportion_or_by_its_exponential():
         assert firsts.to_list() == pytest.approx(expected, abs=0.04)
 
 
-@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
-def test_well_separated_blobs_are_found_and_counted_by_silhouette(backend):
-    rng = np.random.default_rng(1)
-    centres = rng.normal(size=(4, 8)) * 10
-    base = embedded(np.concatenate([c + rng.normal(size=(30, 8)) * 0.1 for c in centres]))
-    out = dv.cluster(base, dv.Cluster(clusters=16, silhouette=True, backend=backend))
-    assert out["diversity_cluster"].n_unique() == 4
-    assert (
-        out.group_by(pl.int_range(pl.len()) // 30)
-        .agg(pl.col("diversity_cluster").n_unique())["diversity_cluster"]
-        .to_list()
-        == [1] * 4
-    )
-    assert out["diversity_share"].unique().to_list() == [0.25]
-
-
 def embedded(vectors):
     vectors = np.asarray(vectors, np.float16)
     column = pl.Series("embedding", vectors, dtype=pl.Array(pl.Float16, vectors.shape[1]))
     return rows(*[("q", "a")] * len(vectors)).with_columns(column)
-
-
-def test_the_same_pool_and_seed_give_the_same_clusters():
-    base = embedded(np.random.default_rng(2).normal(size=(300, 8)))
-    one, two = (dv.cluster(base, dv.Cluster(clusters=9)) for _ in range(2))
-    assert one.equals(two)
-    distance = one.select("diversity_cluster", "diversity_distance").group_by("diversity_cluster").agg(pl.all().max())
-    assert distance["diversity_distance"].min() > 0
-
-
-@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
-def test_rows_without_a_direction_have_no_cluster_and_are_never_drawn(backend):
-    vectors = np.random.default_rng(3).normal(size=(12, 4))
-    vectors[[1, 5]] = [[np.nan, 1, 1, 1], [0, 0, 0, 0]]
-    vectors[7, 2] = np.inf
-    base = embedded(vectors).with_columns(clear_confidence=pl.lit(1.0))
-    base = base.with_columns(embedding=pl.when(pl.col("id") != "r9").then("embedding"))
-    out = dv.cluster(base, dv.Cluster(clusters=3, backend=backend))
-    lost = out.filter(pl.col("diversity_cluster").is_null())["id"].to_list()
-    assert lost == ["r1", "r5", "r7", "r9"]
-    kept = out.drop_nulls("diversity_cluster")
-    assert kept.group_by("diversity_cluster").agg(pl.col("diversity_share").first())["diversity_share"].sum() == 1
-    taken = dv.draw(out, dv.QualityDraw(rows=12)).filter("taken")["id"]
-    assert sorted(taken) == sorted(set(out["id"]) - set(lost))
-
-
-@pytest.mark.parametrize("backend", ["faiss", "scikit-learn"])
-@pytest.mark.parametrize(
-    ("vectors", "clusters"),
-    [
-        pytest.param([[1.0, 0.0]] * 6, 1, id="all-rows-equal"),
-        pytest.param([[1.0, 0.0], [0.0, 1.0]], 2, id="more-clusters-than-rows"),
-        pytest.param([[1.0, 0.0]], 1, id="one-row"),
-        pytest.param([[0.0, 0.0]] * 3, 0, id="no-direction-at-all"),
-        pytest.param(np.zeros((0, 2)), 0, id="an-empty-pool"),
-    ],
-)
-def test_pools_with_little_in_them_have_few_clusters(vectors, clusters, backend):
-    base = embedded(np.reshape(vectors, (-1, 2))).with_columns(clear_confidence=pl.lit(0.5))
-    out = dv.cluster(base, dv.Cluster(clusters=5, backend=backend))
-    assert out["diversity_cluster"].drop_nulls().unique().sort().to_list() == list(range(clusters))
-    assert dv.draw(out, dv.QualityDraw(rows=100)).filter("taken").height == len(vectors) * (clusters > 0)
-    assert dv.cluster(base, dv.Cluster(clusters=5, silhouette=True, backend=backend)).height == len(vectors)
-
-
-def test_a_backend_is_decided_before_anything_is_run():
-    assert dv.Cluster().settled(()).backend in ("faiss", "faiss-gpu", "scikit-learn")
-    assert dv.Cluster(backend="scikit-learn").settled(()).backend == "scikit-learn"
 
 
 def test_a_budget_over_rounds_is_filled_by_new_rows_alone():
@@ -261,3 +179,35 @@ def test_gains_of_validation_rows_alone_can_be_asked_for():
     assert by_all[0] > by_all[1] and by_unseen[0] < by_unseen[1]
     with pytest.raises(StepError, match="run `split` first"):
         weigh(rows_.drop("split"), dv.Reweight(judged_by="validation"), tables={"results": table})
+
+
+def test_draws_of_different_steps_have_nothing_to_do_with_each_other():
+    rows_ = pool([1000])
+    chosen = [
+        set(STEPS[name](rows_, STEPS[name].config(rows=300, seed=seed)).filter("taken")["id"])
+        for name in ("random", "kmeans-quality", "choose")
+        for seed in (0, 1)
+    ]
+    shared = [len(a & b) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    assert all(50 < n < 130 for n in shared), shared  # 90 by chance, with a deviation of 6.6
+    draws = [uniform(rows_["id"], 0, step, turn) for step in ("", "k-center", "choose") for turn in (0, 1)]
+    assert np.array_equal(draws[0], draws[1])  # the baseline has no rounds
+    assert np.abs(np.corrcoef(draws[1:]) - np.eye(5)).max() < 0.15
+
+
+def test_a_cluster_that_is_away_for_a_round_keeps_its_weight():
+    rows_ = pool([40, 40, 20])
+    before = pl.DataFrame({"cluster": [0, 1, 2], "weight": [0.5, 0.2, 0.3]})
+    there = rows_.filter(pl.col("diversity_cluster") != 2)  # a filter dropped the others
+    tables = {"results": results(there, {0: 1.0, 1: 0.0, 2: 0.0}), "weights": before}
+    after = STEPS["reweight-clusters"](there, dv.Reweight(floor=0.0), tables=tables)
+    assert after["cluster"].to_list() == [0, 1, 2] and after["weight"][2] == pytest.approx(0.3)
+    assert after["weight"][0] > 0.5 and after["rows"].to_list() == [40, 40, 0]
+
+
+@pytest.mark.parametrize("mode", ["proportional", "softmax"])
+def test_a_quality_that_is_no_number_is_not_drawn_by(mode):
+    values = [0.5, float("nan"), float("inf"), None, -1.0, 0.0]
+    rows_ = pool([6]).with_columns(clear_confidence=pl.Series(values))
+    taken = dv.draw(rows_, dv.QualityDraw(rows=9, mode=mode)).filter("taken")["id"]
+    assert set(taken) == {rows_["id"][n] for n in (0, 4, 5)}

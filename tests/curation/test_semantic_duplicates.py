@@ -59,3 +59,12 @@ def test_rows_without_a_vector_stay_and_equal_rows_leave_one():
     vectors[1], vectors[3] = np.nan, 0
     assert set(dropped(embedded(vectors))) == {"r2", "r4"}
     assert dropped(embedded(vectors[:0])) == {}
+
+
+def test_equal_rows_have_a_cosine_of_one_whatever_the_rounding():
+    vectors = np.random.default_rng(2).normal(size=(200, 384))
+    near = vectors[:5] + 0.02 * np.random.default_rng(3).normal(size=(5, 384))  # a cosine of 0.9998
+    frame = embedded(np.concatenate([vectors, vectors, near]))
+    found = dropped(frame.with_columns(id=pl.format("r{}", 1000 + pl.int_range(pl.len()))), cosine=1.0)
+    assert set(found) == {f"r{n}" for n in range(1200, 1400)}
+    assert all(why.endswith("(cosine 1.0)") for why in found.values())

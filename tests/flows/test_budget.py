@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 
 from flows import steps  # noqa: F401  registers every step
-from flows.budget import rows_within
+from flows.budget import rows_within, within
 from flows.config import Use
 from storage.store import Store, StoreError
 from tests.flows.test_report import sealed
@@ -34,3 +34,9 @@ def test_a_random_choice_keeps_within_its_tokens(counted):
     store, dataset = counted
     held = pl.Series(COUNTS)[:5].sum()
     assert 1 <= rows_within(store, Use(step="random"), dataset, held - 1, {}, round=1, seed=3) <= 4
+
+
+def test_a_step_that_counts_tokens_is_told_the_budget_itself(counted):
+    store, dataset = counted
+    assert within(store, Use(step="choose"), dataset, 14, {}, round=1, seed=0) == {"tokens": 14}
+    assert within(store, Use(step="longest"), dataset, 14, {}, round=1, seed=0) == {"rows": 2}

@@ -63,6 +63,11 @@ def test_an_arm_may_have_models_of_its_own(tmp_path):
         pytest.param(
             GOOD + "arms: {a: {choose: {step: random, with: {rows: 3}}}}", "is said by `budget`", id="own-budget"
         ),
+        pytest.param(
+            GOOD + "arms: {a: {choose: {step: choose, with: {tokens: 3}}}}",
+            r"arms.a.choose: \['tokens'\] is said by `budget`",
+            id="own-tokens",
+        ),
         pytest.param(GOOD.replace("rows: [40, 20]", "rows: 5, tokens: 5"), "rows or tokens", id="two-units"),
         pytest.param(GOOD.replace("[40, 20]", "[0]"), "greater than or equal to 1", id="nothing"),
         pytest.param(GOOD.replace("[40, 20]", "[]"), "at least 1 item", id="empty"),

@@ -103,6 +103,14 @@ def test_rows_are_conserved_through_every_scored_dataset(finished):
         assert set(imported["id"]) == set(rows.filter(pl.col("parent_id").is_null())["id"])
 
 
+def test_clusters_are_those_of_the_first_round(finished):
+    store, rounds = Store(finished[0]), finished[1]["datasets"][0]["rounds"]
+    assert sum(d.startswith("kmeans-centroids-") for d in store.ids()) == 1
+    first, second = (store.read(r["scored"], ["id", "diversity_cluster"]).drop_nulls() for r in rounds)
+    both = first.join(second, on="id", suffix="_now")
+    assert both.height > 50 and both["diversity_cluster"].to_list() == both["diversity_cluster_now"].to_list()
+
+
 def test_a_second_run_computes_nothing(example, finished):
     store, _ = finished
     before = {p: p.stat().st_mtime_ns for p in store.glob("datasets/*/manifest.json")}
