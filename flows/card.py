@@ -175,7 +175,8 @@ def _clusters(store: Store, made: Manifest) -> str:
         if len(lines) < len(found)
         else ""
     )
-    table = _table(["cluster", "rows", "weight", "times even", "most typical rows"], lines)
+    of = f"of {sum(c.rows for c in found):,} rows"  # of a large pool some are looked at
+    table = _table(["cluster", of, "weight", "times even", "most typical rows"], lines)
     return f"## Clusters\n\n{svg.image(cluster_card.drawing(found), 'clusters')}\n\n{table}{left}"
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from curation.draw import uniform
 from curation.kmeans import directions
 from curation.shingles import common_sentences, distinctive, prompt_text
 from flows import svg
 from storage.store import Manifest, Store
 
-READ = 20_000  # rows from which the card is drawn
+READ = 20_000  # rows, or nearly so many, from which the card is drawn
 LISTED = 60
 _COLUMNS = ["id", "messages", "embedding", "diversity_cluster", "diversity_share", "diversity_distance"]
 
@@ -72,12 +73,12 @@ def drawing(found: list[Cluster]) -> str:
 
 
 def _some_rows(store: Store, made: Manifest) -> pl.DataFrame:
-    frames, held = [], 0
+    """Rows from everywhere, by their ids: of a pool that lies sorted, its head would show a few clusters alone."""
+    share = READ / max(sum(shard[0].rows for shard in made.shards), 1)
+    frames = []
     for shard in made.shards:
-        if held >= READ:
-            break
-        frames.append(store.read_shard(shard, _COLUMNS).head(READ - held))
-        held += frames[-1].height
+        picked = pl.Series(uniform(store.read_shard(shard, ["id"])["id"], 0, "cluster-card") < share)
+        frames.append(store.read_shard(shard, _COLUMNS).filter(picked))
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 

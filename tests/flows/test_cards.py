@@ -4,9 +4,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
+from flows import cluster_card
 from flows.card import LONGEST, card, text
 from flows.sampling import numbers_and_words, sample_rows, sample_table
 from storage.schema import ROW
@@ -234,3 +236,19 @@ def test_the_card_of_clusters_draws_them_and_names_each_by_its_typical_rows(tmp_
     store.seal(made)
     page = Tags(card(store, "w")).text
     assert page.index("is it raining") < page.index("play jazz") and "1.80" in page
+
+
+def test_a_cluster_at_the_end_of_a_large_pool_is_on_the_card(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cluster_card, "READ", 50)
+    asked, number = [(f"say {n}", "a") for n in range(500)], [n // 100 for n in range(500)]  # sorted by cluster
+    vectors = pl.Series("embedding", np.eye(5)[number], dtype=pl.Array(pl.Float64, 5)).cast(pl.Array(pl.Float16, 5))
+    frame = rows(*asked, id=[f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}" for n in range(500)]).with_columns(
+        vectors,
+        pl.Series("diversity_cluster", number, dtype=pl.Int32),
+        diversity_share=pl.lit(0.2),
+        diversity_distance=pl.lit(0.0),
+    )
+    store = one_dataset(tmp_path, frame, step="kmeans-cluster")
+    found = cluster_card.clusters(store, store.manifest("d"))
+    assert sorted(c.number for c in found) == [0, 1, 2, 3, 4]
+    assert 25 < sum(c.rows for c in found) < 80
