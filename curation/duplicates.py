@@ -27,7 +27,7 @@ class Duplicates(StepConfig):
         return (self.quality,) if self.quality else ()
 
 
-@step("duplicates", kind="filter", writes="duplicates_group", scope="dataset", version=2)
+@step("duplicates", kind="filter", writes="duplicates_group", scope="dataset", version=3)
 def drop_duplicates(rows: pl.DataFrame, cfg: Duplicates) -> pl.DataFrame:
     """Drop all but the best of every group of copies: by quality where a column is named, then by round and id.
 
