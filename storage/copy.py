@@ -207,7 +207,7 @@ class _Copying:
         self.damaged = damaged  # files there that are replaced
         sizes = ours.find(*{f.split("/")[0] for f in files})
         self.sizes = {file: sizes.get(file, 0) for file in files}
-        self.done = 0
+        self.done, self.total = 0, sum(self.sizes.values())
         self.wrong: list[str] = []
         """Files that are not what their manifests say."""
         self.lost: set[str] = set()
@@ -244,7 +244,7 @@ class _Copying:
         if not future.result():
             self.wrong.append(file)
         self.done += self.sizes[file]
-        self.progress(self.done, sum(self.sizes.values()))
+        self.progress(self.done, self.total)
 
     def _one(self, file: str) -> bool:
         with self.ours.local(file, self.folder) as path:
