@@ -42,19 +42,24 @@ class Hub(BaseHTTPRequestHandler):
         said = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/api/repos/create":
             if hub.private is not None:
-                return self.answer({"url": "http://hub/datasets/me/mine"}, 409)
-            hub.private = bool(json.loads(said).get("private"))
-            return self.answer({"url": "http://hub/datasets/me/mine"})
+                return self.answer({"url": "https://huggingface.co/datasets/me/mine"}, 409)
+            hub.private = json.loads(said).get("visibility") == "private"
+            return self.answer({"url": "https://huggingface.co/datasets/me/mine"})
         if "/preupload/" in self.path:
             names = [f["path"] for f in json.loads(said)["files"]]
             return self.answer({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"warnings": [], "errors": []})
+        if "/commit/" not in self.path:  # what it knows of these paths
+            return self.answer([])
         for line in said.splitlines():
             change = json.loads(line)
             if change["key"] == "file":
                 hub.files[change["value"]["path"]] = base64.b64decode(change["value"]["content"])
             elif change["key"] == "deletedFile":
                 del hub.files[change["value"]["path"]]
-        self.answer({"commitUrl": "http://hub/c", "commitOid": "1" * 40, "success": True})
+        at = f"https://huggingface.co/datasets/me/mine/commit/{'1' * 40}"
+        self.answer({"commitUrl": at, "commitOid": "1" * 40, "success": True})
 
 
 @pytest.fixture
