@@ -37,7 +37,8 @@ _MIX = 1_000_003  # an n-gram's hash is its words' hashes, each times this once 
 QUALITY = (
     "gopher_words",
     "gopher_word_length",
-    "gopher_symbols",
+    "gopher_hash_symbols",
+    "gopher_ellipsis_symbols",
     "gopher_bullets",
     "gopher_ellipses",
     "gopher_with_letters",
@@ -59,12 +60,12 @@ class GopherQuality(StepConfig):
     """How many of the, be, to, of, and, that, have, with there must be. They are English: say 0 for other languages."""
 
 
-@step("gopher-quality", kind="filter", writes=" ".join(QUALITY))
+@step("gopher-quality", kind="filter", writes=" ".join(QUALITY), version=2)
 def drop_unlike_text(rows: pl.DataFrame, cfg: GopherQuality) -> pl.DataFrame:
     """Drop what is too short or long, or does not look like text: Gopher's rules of quality.
 
-    The mean length of words is 3 to 10; at most one # or ellipsis for ten words; at most 90 % of lines begin with a
-    bullet, and 30 % end in an ellipsis; 80 % of words have a letter.
+    The mean length of words is 3 to 10; at most one # for ten words, and one ellipsis; at most 90 % of lines begin with
+    a bullet, and 30 % end in an ellipsis; 80 % of words have a letter.
     """
     text = pl.col("text")
     words, lines = text.str.extract_all(r"\S+"), text.str.extract_all(r"[^\n]*\S[^\n]*")
@@ -74,7 +75,8 @@ def drop_unlike_text(rows: pl.DataFrame, cfg: GopherQuality) -> pl.DataFrame:
     found = rows.select(text=_text(cfg.of)).select(
         gopher_words=n_words.cast(pl.Int64),
         gopher_word_length=words.list.eval(pl.element().str.len_chars()).list.mean(),
-        gopher_symbols=_share(text.str.count_matches(rf"#|{ellipsis}"), n_words),
+        gopher_hash_symbols=_share(text.str.count_matches("#"), n_words),
+        gopher_ellipsis_symbols=_share(text.str.count_matches(ellipsis), n_words),
         gopher_bullets=_share(lines.list.eval(pl.element().str.contains(rf"^\s*[{BULLETS}]")).list.sum(), n_lines),
         gopher_ellipses=_share(lines.list.eval(pl.element().str.contains(rf"({ellipsis})\s*$")).list.sum(), n_lines),
         gopher_with_letters=_share(words.list.eval(pl.element().str.contains(r"\p{L}")).list.sum(), n_words),
@@ -84,7 +86,8 @@ def drop_unlike_text(rows: pl.DataFrame, cfg: GopherQuality) -> pl.DataFrame:
         (pl.col("gopher_words") < cfg.least_words, "{} words are under " + str(cfg.least_words), "gopher_words"),
         (pl.col("gopher_words") > cfg.most_words, "{} words are over " + str(cfg.most_words), "gopher_words"),
         (~pl.col("gopher_word_length").is_between(3, 10), "words of {} letters, not 3 to 10", "gopher_word_length"),
-        (pl.col("gopher_symbols") > 0.1, "{} symbols a word are over 0.1", "gopher_symbols"),
+        (pl.col("gopher_hash_symbols") > 0.1, "{} # a word are over 0.1", "gopher_hash_symbols"),
+        (pl.col("gopher_ellipsis_symbols") > 0.1, "{} ellipses a word are over 0.1", "gopher_ellipsis_symbols"),
         (pl.col("gopher_bullets") > 0.9, "{} of lines begin with a bullet, over 0.9", "gopher_bullets"),
         (pl.col("gopher_ellipses") > 0.3, "{} of lines end in an ellipsis, over 0.3", "gopher_ellipses"),
         (pl.col("gopher_with_letters") < 0.8, "{} of words have a letter, under 0.8", "gopher_with_letters"),

@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from curation.private import PEOPLE, Found, keys, people
+from curation.private import PEOPLE, Found, all_kinds, keys, people
 from curation.step import StepConfig, StepError, step
 from storage.schema import SPOKEN, row_id
 
@@ -58,8 +58,11 @@ class PrivacyDrop(StepConfig):
 @step("privacy-drop", kind="filter", reads="privacy_kinds")
 def drop_private(rows: pl.DataFrame, cfg: PrivacyDrop) -> pl.DataFrame:
     """Drop the rows in which something private was found."""
+    kinds = cfg.kinds.split()
+    if strange := sorted(set(kinds) - set(all_kinds())) if kinds else []:
+        raise StepError(f"privacy-drop: there is no kind {strange[0]!r}; there are {' '.join(all_kinds())}")
     there = pl.col("privacy_kinds").cast(pl.String).str.split(", ")
-    counted = there.list.set_intersection(pl.lit(cfg.kinds.split())) if cfg.kinds.split() else there
+    counted = there.list.set_intersection(pl.lit(kinds)) if kinds else there
     found = counted.list.len().fill_null(0) > 0
     why = pl.format("privacy-drop: {}", counted.list.sort().list.join(", "))
     return rows.with_columns(drop_reason=pl.when(found).then(why))

@@ -62,12 +62,21 @@ def keys(text: str, guesses: bool) -> Iterator[Found]:
         yield Found("PRIVATE_KEY", whole[0])
     for line in text.splitlines():
         for detector in _detectors(guesses):
-            kind = _UNLIKE.sub("_", detector.secret_type.upper()).strip("_")
+            kind = _kind(detector)
             if type(detector).__name__ in GUESSES:
                 said = detector.analyze_line(filename="", line=line, line_number=0)
                 yield from (Found(kind, secret.secret_value) for secret in said if secret.secret_value)
             else:
                 yield from (Found(kind, _whole(line, match)) for p in detector.denylist for match in p.finditer(line))
+
+
+def all_kinds() -> list[str]:
+    """Every kind that can be found, guesses too."""
+    return sorted({*PEOPLE, "PRIVATE_KEY", *map(_kind, _detectors(guesses=True))})
+
+
+def _kind(detector: Any) -> str:
+    return _UNLIKE.sub("_", detector.secret_type.upper()).strip("_")
 
 
 def _whole(line: str, match: re.Match[str]) -> str:

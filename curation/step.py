@@ -8,6 +8,7 @@ A step's parameters say what it needs, by name: `rows` and its config first, the
 """
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from storage.schema import CHOICE, ROW, Messages
 
 Kind = Literal["score", "filter", "select", "make", "revise", "table"]
 ROLES = ("judge", "candidate", "teacher", "student", "base", "embedder", "nli", "reward", "unieval")
+
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in ids of datasets, commands and drop reasons
 
 
 class StepError(Exception):
@@ -217,6 +221,8 @@ def step(
     `without` names columns of a row that the step does not look at. A step of the scope `dataset` that needs no text
     says `without="messages"`, or the text of the whole pool is read into memory for it.
     """
+    if not _NAME.fullmatch(name):
+        raise StepError(f"step {name!r}: a name is of small letters and digits, with dashes between, as `my-filter` is")
     if stray := sorted(c for c in _signed(good) if kind != "score" or c not in writes.split()):
         raise StepError(f"step {name}: good names {stray}; only a score step can tell, by a column that it writes")
 
@@ -280,6 +286,8 @@ def _check(step: Step, before: pl.DataFrame, after: pl.DataFrame, parents: Itera
             moved = after["drop_reason"].ne_missing(before["drop_reason"])
             if step.kind == "revise" and (moved & ~marked).any():
                 refuse("it may not change what another step said of a row that it leaves as it is")
+            if step.kind == "filter" and (moved & ~marked & after["drop_reason"].is_not_null()).any():
+                refuse(f"its drop_reason says who dropped the row and why: '{step.name}: …'")
         case "select":
             if lost := sorted(set(CHOICE.names) - set(after.columns)):
                 refuse(f"a choice has {lost}")

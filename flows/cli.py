@@ -31,6 +31,7 @@ from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
+from storage.addresses import without_secrets
 from storage.store import Store, StoreError
 from training.settings import TrainError
 
@@ -261,7 +262,7 @@ def _leave() -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    console.print(f"[red]thresher:[/red] {escape(message)}", soft_wrap=True)
+    console.print(f"[red]thresher:[/red] {escape(without_secrets(message))}", soft_wrap=True)
     sys.exit(code)
 
 

@@ -19,7 +19,7 @@ FILES are files, folders, zip archives, addresses that fsspec knows (s3://bucket
 Formats: alpaca, sharegpt, messages, prompt-completion, preference, kto, oasst, text (passages of text or Markdown); in
 JSON lines, JSON, CSV, Parquet or Arrow; packed with gzip, bzip2, xz, zstd or zip. docs/formats.md shows a row of each.
 """
-_OUT = """Write the rows of a dataset for other tools: a file, or or for a trainer or hf a folder with settings.
+_OUT = """Write the rows of a dataset for other tools: a file, or for a trainer or hf a folder with settings.
 
 Files: alpaca, sharegpt, messages, prompt-completion, preference, kto, oasst or text, written as the name of PATH ends
 (.jsonl, .json, .csv, .parquet, .arrow; .gz, .bz2, .xz and .zst pack it).
@@ -36,6 +36,9 @@ def import_(
     column: Annotated[
         list[str], typer.Option(help="FIELD=YOURS: which of your columns is a field, such as instruction=question.")
     ] = [],  # noqa: B006
+    max_chars: Annotated[
+        int, typer.Option(help="A row of more characters, over all its messages, is a reject.", min=1)
+    ] = 32_768,
     store: StoreOption = Path(".thresher"),
 ) -> None:
     from storage.importing import import_files
@@ -44,7 +47,7 @@ def import_(
         raise ConfigError(f"--column takes FIELD=YOURS, not {stray[0]!r}, such as --column instruction=question")
     columns = {field: yours for field, _, yours in (c.partition("=") for c in column)}
     with bar(f"import {name}") as progress:
-        found = import_files(open_store(store), files, name, format, columns=columns, progress=progress)
+        found = import_files(open_store(store), files, name, format, max_chars, columns, progress)
     took = [f"{file} as {said} ({found.kinds[file]})" for file, said in found.formats.items()]
     more = f" and {len(took) - 5:,} more files" if len(took) > 5 else ""
     say(f"{name}: {found.rows:,} rows, {found.rejected:,} rejected; took {', '.join(took[:5])}{more} ({found.dataset})")
@@ -71,6 +74,9 @@ def export(
         str,
         typer.Option("--push-to-hub", help="With hf: also push the folder to this data set, USER/NAME, as private."),
     ] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: to a data set that everybody can read.")
+    ] = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
     from storage.exporting import FOLDERS, export_folder, export_rows
@@ -78,6 +84,8 @@ def export(
     place = open_store(store)
     if push_to_hub and format != "hf":
         raise ConfigError("--push-to-hub takes --format hf")
+    if public and not push_to_hub:
+        raise ConfigError("--public takes --push-to-hub USER/NAME")
     if format in FOLDERS:
         written = export_folder(place, dataset, path, format)
     else:
@@ -90,4 +98,4 @@ def export(
     if push_to_hub:
         from storage.hub import push
 
-        say(f"pushed to {push(path, push_to_hub)}")
+        say(f"pushed to {push(path, push_to_hub, public)}")

@@ -8,6 +8,7 @@ import polars as pl
 
 from flows.engines import EngineSpec
 from flows.trained import Job, planned, read, sized, speed, trained_once
+from storage.preferences import MASK
 from storage.schema import PAIR, prompt, response
 from storage.store import Manifest, Store, StoreError, key_of
 from training.settings import PreferConfig
@@ -20,15 +21,15 @@ def pairs_of(store: Store, rows: str) -> str:
     """Pairs of a dataset: each live row that was made of another with the same prompt, preferred to that one.
 
     A correction is such a row (CLEAR's stand beside the rows that they correct); a row that was grown with a prompt of
-    its own is none. Returns the id of a table of pairs.
+    its own, or that was masked, is none. Returns the id of a table of pairs.
     """
     source = store.manifest(rows)
-    made = Manifest(f"pairs-{key_of('pairs', 2, source.digest)[:12]}", "table", "pairs", 2, {}, {}, {"rows": rows})
+    made = Manifest(f"pairs-{key_of('pairs', 3, source.digest)[:12]}", "table", "pairs", 3, {}, {}, {"rows": rows})
     if store.exists(made.id):
         return made.id
     all_rows = store.read(rows, _TEXT)
     both = (
-        all_rows.filter(pl.col("drop_reason").is_null())
+        all_rows.filter(pl.col("drop_reason").is_null() & pl.col("method").ne_missing(MASK))
         .join(all_rows.select(parent_id="id", parent="messages"), on="parent_id", how="inner", maintain_order="left")
         .select("id", "parent_id", "method", "messages", "parent")
     )

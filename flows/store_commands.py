@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.browse import cell, out
 from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.progress import bar, say
+from storage.addresses import shown
 from storage.collect import Garbage, collect, garbage, own_bytes
 from storage.store import StoreError
 
@@ -196,7 +197,8 @@ def copy(
     if as_json:
         said = {"datasets": found.datasets, "new": found.new, "files": found.files, "bytes": found.bytes}
         typer.echo(json.dumps(said | {"differ": found.differ, "kept": dict(found.kept)}, indent=1))
-    say(f"{target}: {found.new} of {found.datasets} datasets are new; {found.files:,} files, {size(found.bytes)}")
+    new = f"{found.new} of {found.datasets} datasets are new"
+    say(f"{shown(target)}: {new}; {found.files:,} files, {size(found.bytes)}")
     for dataset in found.differ:
         say(f"{dataset} stays behind: what it is made of was made there too, and came out otherwise")
     for kept, dataset in found.kept.items():

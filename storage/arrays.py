@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -19,6 +19,8 @@ DECODER = json.JSONDecoder(parse_constant=str, parse_float=_number)
 LONGEST_ELEMENT = 1 << 24  # characters that are read on for the end of an element
 _APART = " \t\r\n,"
 _BETWEEN = re.compile(rf"[{_APART}]*")
+_NEXT = re.compile(r"(?m)^[ \t]*\{|(?<=\}),[ \t]*(?=\{)|^,[ \t]*(?=\{)")
+_SHORT = 1 << 13  # characters of an element that is tried at each of its lines
 _CUT = 16  # characters from the end within which an error may come of where a line was cut into pieces
 
 
@@ -38,7 +40,8 @@ class Found:
 class _Ahead:
     """What was read and not yet understood."""
 
-    text: str = ""
+    held: list[str] = field(default_factory=list)
+    length: int = 0
     line: int = 1  # the line on which the text starts
     last_line: int = 1
     partial: bool = False  # the text ends within a line
@@ -46,11 +49,23 @@ class _Ahead:
     closed: bool = False
     lost: Found | None = None  # a broken element, and where the next one may start
     resume: re.Pattern[str] | None = None
+    wait: int = 0  # characters until which a long element that goes on is not tried again
+
+    @property
+    def text(self) -> str:
+        if len(self.held) > 1:
+            self.held = ["".join(self.held)]
+        return self.held[0] if self.held else ""
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self.held, self.length = [text], len(text)
 
     def add(self, found: Found) -> None:
-        if not self.text:
+        if not self.length:
             self.line = self.last_line = found.line
-        self.text += "\n" * (found.line - self.last_line) + found.raw
+        self.held += ["\n" * (found.line - self.last_line), found.raw]
+        self.length += found.line - self.last_line + len(found.raw)
         self.last_line, self.partial = found.line, not found.ends
         self.note = self.note or found.note
 
@@ -62,8 +77,12 @@ def in_array(lines: Iterator[Found], opened: bool = False) -> Iterator[Found]:
     """
     ahead, bare = _Ahead(), opened
     for line in lines:
-        if line.reason:
-            yield line
+        if line.reason:  # the element that it is of is lost, and with the first one the bracket before it
+            if ahead.lost:
+                yield ahead.lost
+            start = _BETWEEN.match(ahead.text).end()
+            ahead.resume = _next_element(ahead.text, start) if ahead.text[start:] else _NEXT
+            ahead.lost, ahead.text, ahead.wait, opened = line, "", 0, True
             continue
         if not line.raw.strip():
             continue
@@ -79,8 +98,10 @@ def in_array(lines: Iterator[Found], opened: bool = False) -> Iterator[Found]:
             ahead.lost, line = None, replace(line, raw=line.raw[here.start() :])
         ahead.add(line)
         closes = line.raw.rstrip().rstrip(",").endswith(("}", "]"))
-        if closes or not line.ends or ahead.text.lstrip(_APART)[:1] not in ("{", "["):
+        if (closes or not line.ends or not _begun(ahead)) and ahead.length >= ahead.wait:
             yield from _elements(ahead)
+    if ahead.wait:
+        yield from _elements(ahead)
     start = _BETWEEN.match(ahead.text).end()
     if ahead.lost:
         yield ahead.lost
@@ -91,9 +112,17 @@ def in_array(lines: Iterator[Found], opened: bool = False) -> Iterator[Found]:
         yield Found(ahead.last_line, "", reason="not JSON: the array has no end, so the file may be cut off")
 
 
+def _begun(ahead: _Ahead) -> bool:
+    """Whether the text ahead begins with an object or a list; what is apart before it is short."""
+    for piece in ahead.held:
+        if (start := _BETWEEN.match(piece).end()) < len(piece):
+            return piece[start] in "{["
+    return False
+
+
 def _elements(ahead: _Ahead) -> Iterator[Found]:
     """Take from the text ahead every element that is complete."""
-    text, at, line = ahead.text, 0, ahead.line
+    text, at, line, goes_on = ahead.text, 0, ahead.line, False
     while (start := _BETWEEN.match(text, at).end()) < len(text):
         here = line + text.count("\n", at, start)
         if text[start] == "]":
@@ -106,34 +135,45 @@ def _elements(ahead: _Ahead) -> Iterator[Found]:
             yield Found(here, text[start:end], record, note=ahead.note)
         except (ValueError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError) and _goes_on(error, text, start, ahead.partial):
+                goes_on = True
                 break
             ahead.resume = _next_element(text, start)
             after = ahead.resume.search(text, getattr(error, "pos", start) + 1)
             end = after.start() if after else len(text)
-            lost = Found(here, text[start:end].strip(), reason=why_not_json(error, start), note=ahead.note)
+            why = _why_too_long(len(text) - start) or why_not_json(error, start)
+            lost = Found(here, text[start:end].strip(), reason=why, note=ahead.note)
             if after is None:
                 ahead.lost, at = lost, end
                 break
             yield lost
         line, at = here + text.count("\n", start, end), end
     ahead.text, ahead.line = text[at:], line
+    # A long one is tried again when half as much has come again, so that each character is read a few times at most.
+    ahead.wait = ahead.length * 3 // 2 if goes_on and ahead.length > _SHORT else 0
     if not ahead.text.strip():
         ahead.text, ahead.note = "", None
 
 
 def _goes_on(error: json.JSONDecodeError, text: str, start: int, partial: bool) -> bool:
     """Whether an element is only cut: by the end of a line, or anywhere if a line comes in parts."""
+    if _why_too_long(len(text) - start):
+        return False
     if not partial:
         return len(text[error.pos :].strip()) <= 1
-    cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()) - _CUT
-    return cut and len(text) - start <= LONGEST_ELEMENT
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()) - _CUT
+
+
+def _why_too_long(length: int) -> str | None:
+    if length <= LONGEST_ELEMENT:
+        return None
+    return f"element of more than {LONGEST_ELEMENT:,} characters, or one that has no end"
 
 
 def _next_element(text: str, at: int) -> re.Pattern[str]:
     """How a line that starts an element looks: indented as this one is, if this one starts its line."""
     before = text[text.rfind("\n", 0, at) + 1 : at]
-    if before.strip():
-        return re.compile(r"(?m)^[ \t]*\{|(?<=\}),[ \t]*(?=\{)|^,[ \t]*(?=\{)")
+    if before.strip() or "\n" not in text:  # which may be a part of a line
+        return _NEXT
     return re.compile(rf"(?m)^{before}\{{")
 
 

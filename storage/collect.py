@@ -4,16 +4,17 @@ A name reaches its dataset, what that was made of, and so on to the imports: the
 running command uses is reached too, see `storage/using.py`.
 """
 
+import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from storage.manifest import Manifest
 from storage.store import Store, StoreError
-from storage.using import in_use, looking, nobody_else
+from storage.using import StillRead, in_use, looking, nobody_else
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,13 @@ class Garbage:
 
 def garbage(store: Store) -> Garbage:
     """What `collect` would remove now. Raises StoreError where a manifest cannot be read: it may need anything."""
-    return _garbage(store, in_use(store.root))
+    with _told():
+        return _garbage(store, in_use(store.root))
 
 
 def collect(store: Store) -> Garbage:
     """Remove it. Whenever this is cut short, each dataset that is left can be read."""
-    with nobody_else(store.root) as used:
+    with _told(), nobody_else(store.root) as used:
         found = _garbage(store, used)
         for made in found.datasets:
             (store.folder(made.id) / "manifest.json").unlink()
@@ -85,6 +87,14 @@ def own_bytes(store: Store, made: Manifest, manifests: Mapping[str, Manifest]) -
     before = {file for i in made.inputs.values() if i in manifests for file in manifests[i].parts}
     parts = [store.root / file for file in made.parts if file not in before]
     return sum(map(_size, [*parts, *(store.files(made.id) / name for name in made.files)]))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except StillRead as why:
+        raise StoreError(f"{why} is running, and what it uses is not known; run gc again when it has ended") from None
 
 
 def _garbage(store: Store, used: set[str]) -> Garbage:

@@ -1,13 +1,17 @@
 """A store, or what some names reach in it, to another folder or an object store, and back.
 
-Only what is not there yet is copied, and each file is hashed on the way. Parts come before the manifests that name
-them, and names come last: a copy that is cut short is a store, and the same command goes on with it.
+Only what is not there yet is copied, and each file is hashed on the way. The parts of a dataset come before its
+manifest, what it was made of before it, and names last: a copy that is cut short is a store, and the same command goes
+on with it.
+
+A file that is there already is what a manifest there says of it, if it has the right size; one that no manifest there
+speaks of, left by a copy that was cut short or of a run that goes on, is hashed.
 """
 
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +36,8 @@ class Copied:
     files: int
     bytes: int
     differ: tuple[str, ...]
-    """Datasets that stay behind: a part of theirs was made there too, with other content, as a model's answers are."""
+    """Datasets that stay behind: a part or a file of theirs was made there too, with other content, as a model's
+    answers are; or they were made of such a one."""
 
     kept: Mapping[str, str]
     """Names that point at something else there, of which the source knows nothing: they stay. Name: dataset there."""
@@ -69,21 +74,25 @@ def copy_store(
             theirs.put_text(LAYOUT_FILE, layout_text())
         sent = {i: made for i, made in manifests.items() if i in wanted}
         files = _files(ours, sent, everything=not chosen)
-        have = theirs.find("datasets", "parts", "reports")
-        theirs_too = {f: p.digest for made in _manifests(theirs)[0].values() for f, p in made.parts.items()}
-        other = {f for f, digest in files.items() if f in have and theirs_too.get(f, digest) != digest}
-        missing = {file: digest for file, digest in files.items() if file not in have}
-        moved, wrong = _send(ours, theirs, missing, Path(folder), progress)
-        new, differ = _seal(theirs, sent, times, {*wrong, *other})
+        theirs.hold([*files, *(f"datasets/{i}/manifest.json" for i in sent)])  # before it is found to be there
+        known = _manifests(theirs)[0]
+        found_there = _compared(ours, theirs, files, _said(known), Path(folder))
+        differ = _differing(sent, known, found_there.other)
+        beside = tuple(f"datasets/{dataset}/" for dataset in differ)
+        missing = {f: digest for f, digest in files.items() if f in found_there.missing and not f.startswith(beside)}
+        copying = _Copying(ours, theirs, missing, found_there.damaged, Path(folder), progress)
+        new = copying.run({i: made for i, made in sent.items() if i not in differ}, times)
+        moved, wrong, lost = copying.done, copying.wrong, copying.lost
         if not chosen:
             _answers(ours, theirs, Path(folder))
+        found = {name: dataset for name, dataset in found.items() if dataset not in {*differ, *lost}}
         kept = _point(theirs, found, manifests, move_names)
     if wrong:
         raise StoreError(
             f"{len(wrong)} files of {source} are not what they were, such as {next(iter(wrong))}, and were not copied; "
             "`thresher verify` there says which datasets that breaks. All else was copied"
         )
-    return Copied(len(wanted), new, len(missing), moved, differ, kept)
+    return Copied(len(wanted), new, len(missing), moved, tuple(differ), kept)
 
 
 def _layout(place: Place) -> int | None:
@@ -133,42 +142,120 @@ def _files(place: Place, manifests: Mapping[str, Manifest], everything: bool) ->
     return files
 
 
-def _send(
-    ours: Place, theirs: Place, files: Mapping[str, str | None], folder: Path, progress: Progress
-) -> tuple[int, list[str]]:
-    """Copy files; returns how many bytes, and the files that are not what their manifests say."""
-    sizes = {file: size for file, size in ours.find(*{f.split("/")[0] for f in files}).items() if file in files}
-    total, done, wrong = sum(sizes.values()), 0, []
+def _said(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """Every file that manifests speak of, and its digest."""
+    said: dict[str, str] = {}
+    for made in manifests.values():
+        said |= {file: part.digest for file, part in made.parts.items()}
+        said |= {f"datasets/{made.id}/files/{name}": digest for name, digest in made.files.items()}
+    return said
 
-    def one(file: str) -> bool:
-        with ours.local(file, folder) as path:
-            if path is None or (files[file] is not None and file_digest(path) != files[file]):
-                return False
-            theirs.put(path, file)
-        return True
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """Files that have to be sent; those among them that are there and damaged; those that are there and differ."""
+
+    missing: set[str]
+    damaged: set[str]
+    other: set[str]
+
+
+def _compared(
+    ours: Place, theirs: Place, files: Mapping[str, str | None], vouched: Mapping[str, str], folder: Path
+) -> _There:
+    """`vouched`: what manifests there say of their files."""
+    folders = {f.split("/")[0] for f in files}
+    have, sizes = theirs.find(*folders), ours.find(*folders)
+    told = {file: digest for file, digest in files.items() if digest and file in have}
+    damaged = {f for f, digest in told.items() if vouched.get(f) == digest and have[f] != sizes.get(f)}
+    other = {f for f, digest in told.items() if vouched.get(f, digest) != digest}
+    unknown = [f for f in told if f not in vouched]
+
+    def differs(file: str) -> bool:
+        with theirs.local(file, folder) as path:
+            return path is not None and file_digest(path) != files[file]
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for file, right in zip(files, threads.map(one, files), strict=True):
-            done += sizes.get(file, 0)
-            progress(done, total)
-            if not right:
-                wrong.append(file)
-    return done, wrong
+        other |= {file for file, said in zip(unknown, threads.map(differs, unknown), strict=True) if said}
+    return _There({f for f in files if f not in have} | damaged, damaged, other)
 
 
-def _seal(
-    theirs: Place, manifests: Mapping[str, Manifest], times: Mapping[str, float | None], lost: set[str]
-) -> tuple[int, tuple[str, ...]]:
-    """Put the manifests of what is whole there, in order; how many were new, and what was left."""
-    have, new, left = theirs.find("datasets"), 0, []
-    for dataset, made in manifests.items():
-        file = f"datasets/{dataset}/manifest.json"
-        if lost & {*made.parts, *(f"datasets/{dataset}/files/{name}" for name in made.files)}:
-            left.append(dataset)
-        elif file not in have:
-            theirs.put_text(file, made.text(), times[dataset])
-            new += 1
-    return new, tuple(left)
+def _differing(ours: Mapping[str, Manifest], theirs: Mapping[str, Manifest], other: set[str]) -> list[str]:
+    """Datasets that are not what goes by their name there, and what was made of them; `ours` come in order."""
+    found: dict[str, None] = {}
+    for dataset, made in ours.items():
+        there = theirs.get(dataset)
+        same = there is None or (_said({dataset: there}), there.inputs) == (_said({dataset: made}), made.inputs)
+        if not same or other & _said({dataset: made}).keys() or found.keys() & set(made.inputs.values()):
+            found[dataset] = None
+    return list(found)
+
+
+class _Copying:
+    """Files on their way, and manifests after them as soon as all of a dataset's files have come."""
+
+    def __init__(
+        self,
+        ours: Place,
+        theirs: Place,
+        files: Mapping[str, str | None],
+        damaged: set[str],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.ours, self.theirs, self.files, self.folder, self.progress = ours, theirs, files, folder, progress
+        self.damaged = damaged  # files there that are replaced
+        sizes = ours.find(*{f.split("/")[0] for f in files})
+        self.sizes = {file: sizes.get(file, 0) for file in files}
+        self.done, self.total = 0, sum(self.sizes.values())
+        self.wrong: list[str] = []
+        """Files that are not what their manifests say."""
+        self.lost: set[str] = set()
+        """Datasets that lack one of these, or were made of such a one."""
+
+    def run(self, manifests: Mapping[str, Manifest], times: Mapping[str, float | None]) -> int:
+        """Copy all, dataset by dataset in order; returns how many were new there."""
+        have, new = self.theirs.find("datasets"), 0
+        todo = {i: [f for f in self._of(made) if f in self.files] for i, made in manifests.items()}
+        first = dict.fromkeys(f for mine in todo.values() for f in mine)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            sent = {file: threads.submit(self._one, file) for file in {**first, **dict.fromkeys(self.files)}}
+            try:
+                for dataset, made in manifests.items():
+                    for file in todo[dataset]:
+                        self._count(file, sent)
+                    broken = self.lost & set(made.inputs.values()) or set(self.wrong) & set(self._of(made))
+                    file = f"datasets/{dataset}/manifest.json"
+                    if broken:
+                        self.lost.add(dataset)
+                    elif file not in have:
+                        self.theirs.put_text(file, made.text(), times[dataset])
+                        new += 1
+                for file in list(sent):
+                    self._count(file, sent)
+            except BaseException:
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+        return new
+
+    def _count(self, file: str, sent: dict[str, Future[bool]]) -> None:
+        if (future := sent.pop(file, None)) is None:
+            return
+        if not future.result():
+            self.wrong.append(file)
+        self.done += self.sizes[file]
+        self.progress(self.done, self.total)
+
+    def _one(self, file: str) -> bool:
+        with self.ours.local(file, self.folder) as path:
+            if path is None or (self.files[file] is not None and file_digest(path) != self.files[file]):
+                return False
+            self.theirs.put(path, file, replace=file in self.damaged)
+        return True
+
+    def _of(self, made: Manifest) -> list[str]:
+        facts = [part.facts for part in made.parts.values()]
+        return [*facts, *_said({made.id: made}), f"datasets/{made.id}/run.json"]
 
 
 def _point(theirs: Place, names: Mapping[str, str], known: Mapping[str, Manifest], move: bool) -> dict[str, str]:
@@ -185,7 +272,8 @@ def _point(theirs: Place, names: Mapping[str, str], known: Mapping[str, Manifest
 
 
 def _answers(ours: Place, theirs: Place, folder: Path) -> None:
-    """Models' answers: those of both. In a folder they go into the file that is there, beside what others write."""
+    """Models' answers and what was spent: those of both. In a folder they go into the file that is there, beside what
+    others write."""
     with ours.local(_ANSWERS, folder) as found:
         if found is None:
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.preferences import REJECTED, UNWANTED
+from storage.preferences import MASK, REJECTED, UNWANTED
 from storage.record_files import KINDS, write_records
 from storage.records import plain_suffix
 from storage.schema import Messages
@@ -136,9 +136,9 @@ def selected(store: Store, dataset: str, format: str) -> Iterator[Row]:
 
 def pairs(store: Store, dataset: str) -> Iterator[Row]:
     """Live rows that were made of another with the same prompt, whose answer is the rejected one."""
-    rows = store.read(dataset, ["id", "messages", "parent_id", "drop_reason"])
+    rows = store.read(dataset, ["id", "messages", "parent_id", "method", "drop_reason"])
     both = (
-        rows.filter(pl.col("drop_reason").is_null())
+        rows.filter(pl.col("drop_reason").is_null() & pl.col("method").ne_missing(MASK))
         .join(rows.select(parent_id="id", parent="messages"), on="parent_id", how="inner", maintain_order="left")
         .select("id", "messages", "parent")
     )
@@ -158,9 +158,16 @@ def _asked(messages: Messages) -> list[tuple[Any, Any]]:
     return [(m["role"], m["content"]) for m in messages[:-1]]
 
 
-def origins(store: Store, dataset: str) -> dict[str, tuple[str | None, str | None]]:
-    """Of the rows that were imported: their other columns and their form, by id; only where there is either."""
-    found: dict[str, tuple[str | None, str | None]] = {}
+Origin = tuple[str | None, str | None]  # a row's other columns and its form, both as JSON
+
+
+def origins(store: Store, dataset: str) -> dict[str, Origin]:
+    """The other columns and the form of the record that a row was, by id; only where there is either.
+
+    A row that was put in the place of another (corrected, masked) has what that one had. One that was grown from
+    another is a new record, and has nothing.
+    """
+    found: dict[str, Origin] = {}
     todo, seen = [dataset], set()
     while todo:
         made = store.manifest(todo.pop())
@@ -171,10 +178,45 @@ def origins(store: Store, dataset: str) -> dict[str, tuple[str | None, str | Non
             said = said.with_columns(form=pl.lit(None, dtype=pl.String)) if "form" not in said.columns else said
             told = said.filter(pl.col("columns").is_not_null() | pl.col("form").is_not_null())
             found |= {id: (columns, form) for id, columns, form in told.select("id", "columns", "form").iter_rows()}
+    for id, before, same_prompt in _in_place_of(store, dataset) if found else ():
+        if before in found:
+            columns, form = found[before]
+            found[id] = columns, form if same_prompt else _form_of_another_prompt(form)
     return found
 
 
-def _trees(store: Store, dataset: str, origin: dict[str, tuple[str | None, str | None]]) -> Iterator[list[Record]]:
+def _in_place_of(store: Store, dataset: str) -> Iterator[tuple[str, str, bool]]:
+    """Of each row that was put in the place of another: its id, that of the first one, and whether both ask the same.
+
+    The first one says so: it is marked by the step that made the other.
+    """
+    rows = store.read(dataset, ["id", "parent_id", "method", "drop_reason"])
+    made = rows.filter(pl.col("method").is_not_null() & pl.col("parent_id").is_not_null())
+    marked = rows.select(parent_id="id", step=pl.col("drop_reason").str.split(":").list.first())
+    both = made.join(marked, on="parent_id", how="inner").filter(pl.col("step") == pl.col("method"))
+    parents = dict(both.select("id", "parent_id").iter_rows())
+    first: dict[str, str] = {}
+    for id in parents:
+        before = id
+        while before in parents:
+            before = parents[before]
+        first[id] = before
+    asked: dict[str, Any] = {}
+    wanted = pl.Series([*first, *first.values()], dtype=pl.String).unique()
+    for frame in store.shards(dataset, ["id", "messages"]) if first else ():
+        here = frame.filter(pl.col("id").is_in(wanted.implode()))
+        asked |= {id: _asked(messages) for id, messages in here.iter_rows()}
+    for id, before in first.items():
+        yield id, before, asked[id] == asked[before]
+
+
+def _form_of_another_prompt(form: str | None) -> str | None:
+    """Where the prompt was changed nobody knows any more where its `input` began: all of it is the instruction."""
+    said = {name: value for name, value in json.loads(form or "{}").items() if name != "input"}
+    return json.dumps(said) if said else None
+
+
+def _trees(store: Store, dataset: str, origin: dict[str, Origin]) -> Iterator[list[Record]]:
     """Trees in the order of their first rows: threads with one prompt and, where they had one, one tree's id."""
     groups: dict[tuple[Any, ...], list[tuple[Messages, Record]]] = {}
     for id, messages, _, _ in selected(store, dataset, "oasst"):

@@ -8,6 +8,7 @@ import orjson
 
 from storage.store import StoreError, file_digest, key_of
 
+_OF_A_PUSH = "data/train-*"  # what the card says are the rows; see hf_folder.py
 _REMEDY = (
     "check the name, the network and HF_TOKEN; or fetch it on a machine that reaches the Hub, "
     "`datasets.load_dataset(NAME).save_to_disk(FOLDER)`, and import the folder"
@@ -48,15 +49,29 @@ def open_hub(address: str) -> "_Lines":
     return _Lines(iter(found[split]))
 
 
-def push(folder: Path, name: str) -> str:
-    """Put an exported folder on the Hub as a private data set; returns its address."""
+def push(folder: Path, name: str, public: bool = False) -> str:
+    """Put an exported folder on the Hub as a private data set; returns its address.
+
+    What everybody can read is written only with `public`, which also makes a new data set so; one that is private stays
+    it. Files of rows of an earlier push that this one does not have are removed there.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     hub = HfApi()
     try:
-        address = hub.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, repo_type="dataset", commit_message="Thresher's export")
+        try:
+            open_to_all = not hub.dataset_info(name, expand=["private"]).private
+        except RepositoryNotFoundError:
+            open_to_all = public
+        if open_to_all and not public:
+            raise StoreError(
+                f"{folder} is written, but not pushed: everybody can read the data set {name}; say --public if they "
+                "may read these rows, or name another"
+            )
+        address = hub.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+        said = {"commit_message": "Thresher's export", "delete_patterns": _OF_A_PUSH}
+        hub.upload_folder(repo_id=name, folder_path=folder, repo_type="dataset", **said)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         said = str(error).splitlines()[0][:200]
         raise StoreError(

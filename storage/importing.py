@@ -19,7 +19,7 @@ from storage.sources import Source, find_sources
 from storage.store import Manifest, Part, Store, StoreError, check_name, key_of
 
 MAX_CHARS = 32_768
-_VERSION = 2  # raise it when the same file would now give other rows
+_VERSION = 3  # raise it when the same file would now give other rows
 _WAITING = 2  # batches that are written while the next is read
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

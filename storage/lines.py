@@ -11,8 +11,8 @@ _SHOWN = 8000  # bytes of such a line that are kept
 Numbered = tuple[list[int], list[bytes], list[Found]]  # numbers and bytes of lines, and lines that are too long
 
 
-def line_groups(pieces: Iterator[bytes], first: int = 1) -> Iterator[Numbered]:
-    """All lines that are not blank with their numbers from `first`, a piece's worth at a time."""
+def line_groups(pieces: Iterator[bytes], first: int = 1, blank: bool = False) -> Iterator[Numbered]:
+    """All lines with their numbers from `first`, a piece's worth at a time; those that are blank only if wanted."""
     rest: list[bytes] = []  # of a line that goes on
     held, number = 0, first
     for piece in pieces:
@@ -28,44 +28,53 @@ def line_groups(pieces: Iterator[bytes], first: int = 1) -> Iterator[Numbered]:
             lines[0] = b""
         else:
             lines[0] = b"".join([*rest, lines[0]])
-        yield *_filled(lines, number), too_long
+        yield *_numbered(lines, number, blank), too_long
         number += len(lines)
         rest, held = [last], len(last)
     if held > LONGEST_LINE:
         yield [], [], [_too_long(number, held, rest[0])]
     else:
-        yield *_filled([b"".join(rest)], number), []
+        yield *_numbered([b"".join(rest)], number, blank), []
 
 
 def text_lines(pieces: Iterator[bytes], guess: Guess, blank: bool = False) -> Iterator[Found]:
-    """Lines as text, without their ends; `blank` ones too if wanted."""
-    expected = 1
-    for numbers, lines, too_long in line_groups(pieces):
+    """Lines as text, without their ends; with `blank` those that are blank too, and of ends like \\r\\n the \\r."""
+    for numbers, lines, too_long in line_groups(pieces, blank=blank):
         guess_from(lines, guess)
-        for number, line in zip(numbers, lines, strict=True):
-            text, note = guess.decode(line)
-            for gap in range(expected, number if blank else expected):
-                yield Found(gap, "")
-            expected = number + 1
-            yield Found(number, text.removesuffix("\r"), note=note)
-        yield from too_long
+        instead = {found.line: found for found in too_long}
+        there = dict(zip(numbers, lines, strict=True))
+        for number in sorted({*there, *instead}) if instead else numbers:
+            if number in instead:
+                yield instead[number]
+                continue
+            text, note = guess.decode(there[number])
+            yield Found(number, text if blank else text.removesuffix("\r"), note=note)
 
 
 def array_pieces(pieces: Iterator[bytes], guess: Guess) -> Iterator[Found]:
-    """Text of a file that may be one line of any length: lines, or parts of one cut after a brace."""
+    """Text of a file that may be one line of any length: lines, or parts of one cut after a brace.
+
+    What is too long without one is told once, and its end follows.
+    """
     number, rest = 1, b""
+    dropped, shown = 0, b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         guess_from(lines, guess)
+        cut = rest.rfind(b"}") + 1
+        if dropped and (lines or cut):
+            yield _too_long(number, dropped, shown, "element")
+            dropped = 0
         for line in lines:
             yield _text(number, line, guess)
             number += 1
-        if cut := rest.rfind(b"}") + 1:
+        if cut:
             yield _text(number, rest[:cut], guess, ends=False)
             rest = rest[cut:]
         elif len(rest) > LONGEST_LINE:
-            yield _too_long(number, len(rest), rest, "element")
-            rest = b""
+            shown, dropped, rest = shown if dropped else rest[:_SHOWN], dropped + len(rest), b""
+    if dropped:
+        yield _too_long(number, dropped, shown, "element")
     yield _text(number, rest, guess)
 
 
@@ -80,8 +89,8 @@ def _text(number: int, line: bytes, guess: Guess, ends: bool = True) -> Found:
     return Found(number, text, note=note, ends=ends)
 
 
-def _filled(lines: list[bytes], first: int) -> tuple[list[int], list[bytes]]:
-    if all(lines) and not any(map(bytes.isspace, lines)):
+def _numbered(lines: list[bytes], first: int, blank: bool) -> tuple[list[int], list[bytes]]:
+    if blank or (all(lines) and not any(map(bytes.isspace, lines))):
         return list(range(first, first + len(lines))), lines
     both = [(n, line) for n, line in enumerate(lines, first) if line and not line.isspace()]
     return [n for n, _ in both], [line for _, line in both]

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.addresses import shown, without_secrets
 from storage.manifest import StoreError
 from storage.store import Store
 from storage.using import hold
@@ -21,15 +22,17 @@ class Place:
 
     def __init__(self, address: str) -> None:
         try:
-            self.files, self.root = fsspec.core.url_to_fs(address, skip_instance_cache=True)
+            # S3's would hold ten pieces of each file in memory at a time
+            options = {"max_concurrency": 1} if address.startswith(("s3://", "s3a://")) else {}
+            self.files, self.root = fsspec.core.url_to_fs(address, skip_instance_cache=True, **options)
         except (ImportError, ValueError) as why:
             raise StoreError(
-                f"{address}: {why}; a store lies in a folder or behind an address of fsspec's, and s3:// needs "
-                "`pip install s3fs`"
+                f"{shown(address)}: {without_secrets(str(why), address)}; a store lies in a folder or behind an "
+                "address of fsspec's, and s3:// needs `pip install s3fs`"
             ) from None
         self.root = self.root.rstrip("/")
         self.folder = Path(self.root) if isinstance(self.files, LocalFileSystem) else None
-        self.address = self.root if self.folder else self.files.unstrip_protocol(self.root)
+        self.address = self.root if self.folder else shown(self.files.unstrip_protocol(self.root))
 
     def find(self, *folders: str) -> dict[str, int]:
         """Every file in these folders, and its bytes."""
@@ -107,7 +110,7 @@ class Place:
         except Exception as why:
             if self.folder:
                 raise
-            told = " ".join(f"{type(why).__name__}: {why}".split())
+            told = without_secrets(" ".join(f"{type(why).__name__}: {why}".split()))
             raise StoreError(
                 f"{self.address} could not be reached or refused: {told[:300]}; check the address, the credentials and "
                 "AWS_ENDPOINT_URL, then run the same command: it goes on"

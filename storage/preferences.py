@@ -13,6 +13,7 @@ from storage.turns import Record, Said, Unusable, answer, in_turns, kind, presen
 
 REJECTED = "import: rejected in a pair"
 UNWANTED = "import: labelled as unwanted"
+MASK = "privacy-mask"  # a row of this step answers no better than its parent, which holds what is private
 _TRUTH = {True: True, False: False, "true": True, "false": False, "True": True, "False": False}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 

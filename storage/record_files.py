@@ -89,10 +89,13 @@ def _csv(batches: Batches, file: Any, name: str) -> int:
     apart = "\t" if ".tsv" in name.lower() else ","
     for batch in batches():
         text = io.StringIO(newline="")
-        table = csv.writer(text, delimiter=apart, lineterminator="\n")
+        cells = [[_cell(record.get(column)) for column in columns] for record in batch]
+        bare = any("\r" in cell for row in cells for cell in row)  # which it does not quote, and no reader takes
+        quoting = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
+        table = csv.writer(text, delimiter=apart, lineterminator="\n", quoting=quoting)
         if not rows:
             table.writerow(columns)
-        table.writerows([[_cell(record.get(column)) for column in columns] for record in batch])
+        table.writerows(cells)
         file.write(text.getvalue().encode())
         rows += len(batch)
     return rows

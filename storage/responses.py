@@ -22,6 +22,8 @@ _SUMS = (
 )
 _ADD = """insert into sums values (?, ?, ?)
 on conflict (account, what) do update set amount = amount + excluded.amount"""
+_LARGER = """insert into sums select * from other.sums where true
+on conflict (account, what) do update set amount = excluded.amount where excluded.amount > amount"""
 _AT_ONCE = 10_000
 
 
@@ -57,11 +59,18 @@ class Responses:
             database.executemany("insert or ignore into responses values (?, ?, ?, ?, ?)", rows)
 
     def copy_into(self, other: Path) -> int:
-        """Add these answers to those in another file; one that is there stays. Returns how many were added."""
+        """Add these answers to those in another file; one that is there stays. Returns how many were added.
+
+        Of a sum that both have the larger one is kept: sums only grow, and a copy of a copy counts nothing twice.
+        """
+        with self._open() as mine:
+            mine.execute(_SUMS)
         with Responses(other)._open() as database:
+            database.execute(_SUMS)
             database.commit()  # none can be attached inside a transaction
             database.execute("attach ? as other", (str(self.path),))
-            return database.execute("insert or ignore into responses select * from other.responses").rowcount
+            added = database.execute("insert or ignore into responses select * from other.responses").rowcount
+            return added + database.execute(_LARGER).rowcount
 
     def add(self, account: str, amounts: Mapping[str, float]) -> dict[str, float]:
         """Add to the sums of an account, and tell them."""

@@ -11,7 +11,7 @@ hf:tatsu-lab/alpaca@train       a data set of the Hugging Face Hub, and a split 
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 
+from storage.addresses import shown, without_secrets
 from storage.hub import open_hub, revision
 from storage.records import plain_suffix
 from storage.store import StoreError, file_digest
+from storage.streams import BOMB_RATIO, is_bomb
 from storage.turns import storable
 
 _DATA = ("jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow", "feather", "zip")
@@ -40,7 +42,7 @@ class Source:
 
 
 def find_sources(given: list[str]) -> tuple[list[Source], list[str]]:
-    """The files behind what was named, and those of a folder that were left out because they hold no data."""
+    """The files behind what was named, and those of folders and archives that were left out, as they hold no data."""
     found: list[Source] = []
     left_out: list[str] = []
     for one in given:
@@ -48,8 +50,11 @@ def find_sources(given: list[str]) -> tuple[list[Source], list[str]]:
             found.append(_of_hub(one.removeprefix("hf:")))
         else:
             files, rest = _files(one)
-            found += [source for path, name in files for source in _opened(path, name)]
             left_out += rest
+            for path, name in files:
+                sources, rest = _opened(path, name)
+                found += sources
+                left_out += rest
     if not found:
         raise StoreError("there is no file to import; name one or more")
     names = [source.name for source in found]
@@ -72,12 +77,12 @@ def _files(given: str) -> tuple[list[tuple[Any, str]], list[str]]:
         files, path = url_to_fs(given)
         if files.isdir(path):
             inside = sorted(files.find(path))
-            return _of_folder(given, {p[len(path) :].lstrip("/"): (files, p) for p in inside})
+            return _of_folder(shown(given), {shown(p[len(path) :].lstrip("/")): (files, p) for p in inside})
         if not files.exists(path):
-            raise StoreError(f"there is nothing at {given}; check the address and who may read it")
-        return [((files, path), path.rsplit("/", 1)[-1])], []
-    except (ImportError, ValueError) as error:
-        raise StoreError(f"{given} cannot be opened: {error}") from error
+            raise StoreError(f"there is nothing at {shown(given)}; check the address and who may read it")
+        return [((files, path), shown(path).rsplit("/", 1)[-1])], []
+    except (ImportError, ValueError, OSError) as error:
+        raise StoreError(f"{shown(given)} cannot be opened: {without_secrets(str(error), given)}") from None
 
 
 def _of_folder(given: str, inside: dict[str, Any]) -> tuple[list[tuple[Any, str]], list[str]]:
@@ -86,8 +91,9 @@ def _of_folder(given: str, inside: dict[str, Any]) -> tuple[list[tuple[Any, str]
         raise StoreError(
             f"{given} holds the splits {', '.join(splits)}; name the one to import, such as {given}/{splits[0]}"
         )
-    if "state.json" in inside:
-        names = [file["filename"] for file in json.loads(_bytes(inside["state.json"]))["_data_files"]]
+    if names := _saved(inside):
+        if lost := [name for name in names if name not in inside]:
+            raise StoreError(f"{given} lacks {lost[0]}, which its state.json names; fetch the folder again")
         return [(inside[name], name) for name in names], []
     data = [name for name in inside if plain_suffix(name) in _DATA]
     data = data or [name for name in inside if plain_suffix(name) in _TEXTS]
@@ -96,12 +102,22 @@ def _of_folder(given: str, inside: dict[str, Any]) -> tuple[list[tuple[Any, str]
     return [(inside[name], name) for name in data], [name for name in inside if name not in data]
 
 
+def _saved(inside: dict[str, Any]) -> list[str]:
+    """The files that `save_to_disk` says it wrote; none where a `state.json` is somebody else's."""
+    if "state.json" not in inside:
+        return []
+    try:
+        return [file["filename"] for file in json.loads(_bytes(inside["state.json"]))["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 def _hidden(parts: tuple[str, ...]) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
-def _opened(path: Any, name: str) -> Iterator[Source]:
-    """A file as itself, a zip archive as what is in it."""
+def _opened(path: Any, name: str) -> tuple[list[Source], list[str]]:
+    """A file as itself, a zip archive as what is in it, and what in there is left out."""
     name = storable(name.encode("utf-8", "replace").decode())
     if isinstance(path, Path):
         where, size, digest, opener = (
@@ -113,14 +129,22 @@ def _opened(path: Any, name: str) -> Iterator[Source]:
     else:
         files, inner = path
         told = files.info(inner)
-        where, size, opener = files.unstrip_protocol(inner), told["size"] or 0, partial(files.open, inner, "rb")
+        where, size = shown(files.unstrip_protocol(inner)), told["size"] or 0
+        opener = partial(files.open, inner, "rb")
         mark = next((told[m] for m in ("ETag", "etag", "xet_hash", "sha256") if told.get(m)), None)
         digest = mark or _digest(opener)
     with opener() as file:
         packed = file.read(4) == b"PK\x03\x04"
     if not packed:
-        yield Source(name, where, size, digest, opener)
-        return
+        return [Source(name, where, size, digest, opener)], []
+    inside, rest = _inside(name, opener)
+    return [
+        Source(_named(name, one), where, one.compress_size, digest, partial(_member, opener, one)) for one in inside
+    ], [_named(name, one) for one in rest]
+
+
+def _inside(name: str, opener: Callable[[], BinaryIO]) -> tuple[list[zipfile.ZipInfo], list[zipfile.ZipInfo]]:
+    """The members of an archive that hold data, and the others. No more is ever unpacked than a member says."""
     try:
         with opener() as file, zipfile.ZipFile(file) as archive:
             inside = [i for i in archive.infolist() if not i.is_dir() and not _hidden(tuple(i.filename.split("/")))]
@@ -129,9 +153,16 @@ def _opened(path: Any, name: str) -> Iterator[Source]:
     data = [i for i in inside if plain_suffix(i.filename) in _DATA] or inside
     if not data:
         raise StoreError(f"{name} is an empty zip archive; pack it again")
-    for one in data:
-        member = storable(f"{name}/{one.filename}")
-        yield Source(member, where, one.compress_size, digest, partial(_member, opener, one))
+    if bomb := next((i for i in data if is_bomb(i.file_size, i.compress_size)), None):
+        raise StoreError(
+            f"{_named(name, bomb)} unpacks to more than {BOMB_RATIO} times its size, so it is not read; unpack it "
+            "yourself if you trust it"
+        )
+    return data, [i for i in inside if i not in data]
+
+
+def _named(archive: str, one: zipfile.ZipInfo) -> str:
+    return storable(f"{archive}/{one.filename}")
 
 
 def _member(opener: Callable[[], BinaryIO], one: zipfile.ZipInfo) -> BinaryIO:

@@ -159,6 +159,7 @@ class Store:
 
     def note_part(self, key: str, **facts: Any) -> None:
         """What making the part of a key cost; beside it, so that its bytes repeat, and before it is put."""
+        hold(self.root, _part_file(key))
         put_if_absent(self.root, (self.root / _part_file(key)).with_suffix(".json"), json.dumps(facts))
 
     def part_facts(self, part: Part) -> dict[str, Any]:
@@ -167,6 +168,7 @@ class Store:
 
     def note_run(self, dataset: str, **facts: Any) -> None:
         """What a run took and where it ran; kept apart, so that manifests repeat."""
+        hold(self.root, dataset)
         put_if_absent(self.root, self.folder(dataset) / "run.json", json.dumps(facts, indent=1, default=str))
 
     def run_facts(self, dataset: str) -> dict[str, Any]:

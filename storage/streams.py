@@ -61,7 +61,10 @@ def open_stream(file: BinaryIO) -> Stream:
 def _unpacked(file: BinaryIO) -> tuple[Any, str | None]:
     if not hasattr(file, "seek"):  # rows of the Hub
         return file, None
-    start = file.read(8)
+    try:
+        start = file.read(8)
+    except (EOFError, zlib.error, zipfile.BadZipFile) as e:  # a small member of an archive is unpacked by this
+        raise Damaged(f"the compressed file is cut off or damaged: {e}") from e
     file.seek(0)
     packed = next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
     if packed == "zstd":
@@ -101,11 +104,16 @@ def _pieces(stream: Any, file: BinaryIO, packed: str | None) -> Iterator[bytes]:
             held, length = [], 0
         if not piece:
             return
-        if given > BOMB_FROM and packed and given > BOMB_RATIO * max(file.tell(), 1):
+        if packed and is_bomb(given, file.tell()):
             raise Damaged(
                 f"the file unpacks to more than {BOMB_RATIO} times its size, so it is read no further; "
                 "unpack it yourself if you trust it"
             )
+
+
+def is_bomb(unpacked: int, stored: int) -> bool:
+    """Whether so many bytes are too many to come of so few."""
+    return unpacked > BOMB_FROM and unpacked > BOMB_RATIO * max(stored, 1)
 
 
 def of_decoder(error: OSError) -> bool:

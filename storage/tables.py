@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -18,15 +19,25 @@ csv.field_size_limit(1 << 24)
 
 
 def in_csv(lines: Iterator[Found], name: str, tabs: bool) -> Iterator[Found]:
-    """Rows of a table with a header; an empty cell is an empty text."""
+    """Rows of a table with a header; an empty cell is an empty text. Lines have their \\r, which a quoted cell keeps.
+
+    A row with a line in it that could not be read is a reject.
+    """
     notes: dict[int, str] = {}
-    current = [0]
+    unread: list[Found] = []
+    current, blank = [0], [0]
 
     def texts() -> Iterator[str]:
         for line in lines:
             current[0] = line.line
-            if line.note or line.reason:
-                notes[line.line] = line.reason or line.note
+            if line.reason:
+                unread.append(line)
+                yield "\n"
+                continue
+            if not line.raw.strip():
+                blank[0] = line.line
+            if line.note:
+                notes[line.line] = line.note
             yield line.raw.replace("\x00", "") + "\n"
 
     rows = texts()
@@ -37,6 +48,8 @@ def in_csv(lines: Iterator[Found], name: str, tabs: bool) -> Iterator[Found]:
         names = next(table, [])
     except csv.Error as error:
         raise StoreError(f"{name} has a header that is no CSV: {error}; mend its first line") from error
+    if unread:
+        raise StoreError(f"{name} has a header that cannot be read: {unread[0].reason}; mend its first line")
     at = current[0]
     while True:
         try:
@@ -44,11 +57,16 @@ def in_csv(lines: Iterator[Found], name: str, tabs: bool) -> Iterator[Found]:
         except csv.Error as error:
             yield Found(at + 1, "", reason=f"no CSV: {error}; a quotation mark may lack its end")
             at = current[0]
+            unread.clear()
             continue
         start, at = at + 1, current[0]
+        if unread:
+            yield replace(unread[0], line=start)
+            unread.clear()
+            continue
         if cells is None:
             return
-        if not cells:
+        if not cells or start == blank[0]:
             continue
         raw = apart.join(cells)
         note = next((notes.pop(n) for n in list(notes) if n <= at), None)

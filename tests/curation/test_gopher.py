@@ -85,7 +85,9 @@ GOOD = "the cat that sat on a mat " + FIFTY
         pytest.param("the cat that sat", "4 words are under 50", id="short"),
         pytest.param("the that " + "ab " * 60, "words of 2.05 letters, not 3 to 10", id="short-words"),
         pytest.param("the that " + "abcdefghijklm " * 60, "words of 12.69 letters", id="long-words"),
-        pytest.param(GOOD + " # # # # ... … #", "0.11 symbols a word are over 0.1", id="symbols"),
+        pytest.param(GOOD + " #" * 7, "0.11 # a word are over 0.1", id="hashes"),
+        pytest.param(GOOD + " ... …" * 3 + " …", "0.11 ellipses a word are over 0.1", id="ellipses"),
+        pytest.param(GOOD + " # # # # ... … #", None, id="each-symbol-alone"),
         pytest.param(
             "\n".join(f"- the that {w}" for w in FIFTY.split()), "1.0 of lines begin with a bullet", id="bullets"
         ),

@@ -105,6 +105,15 @@ def test_rows_with_something_private_go_and_say_what():
     ]
 
 
+def test_a_kind_that_nothing_finds_is_refused_with_those_that_there_are():
+    frame = scored(rows(("q", f"{AWS} jane@example.com")))
+    with pytest.raises(StepError, match=r"privacy-drop: there is no kind 'EMAIL'; there are .*AWS_ACCESS_KEY.* US_SSN"):
+        find_step("privacy-drop")(frame, PrivacyDrop(kinds="AWS_ACCESS_KEY EMAIL"))
+    known = "AWS_ACCESS_KEY SECRET_KEYWORD PRIVATE_KEY"
+    (why,) = find_step("privacy-drop")(frame, PrivacyDrop(kinds=known))["drop_reason"]
+    assert why == "privacy-drop: AWS_ACCESS_KEY"
+
+
 def test_a_masked_row_is_a_new_row_with_a_parent_and_nothing_is_written_over():
     frame = scored(rows(("Who is jane@example.com?", f"jane@example.com has {AWS}"), ("q", "a"), split=["train"] * 2))
     out = find_step("privacy-mask")(frame, PrivacyMask())

@@ -27,6 +27,16 @@ def test_an_import_says_what_it_took_and_what_it_repaired(tmp_path):
     assert "1 rows: decoded as Latin-1, since it was no UTF-8" in told
 
 
+def test_how_long_a_row_may_be_can_be_said(tmp_path):
+    from storage.importing import MAX_CHARS
+
+    lines = [{"instruction": "Say it.", "output": "x" * n} for n in (5, 50, MAX_CHARS)]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(said) + "\n" for said in lines))
+    for words, rows in (((), 2), (("--max-chars", "20"), 1), (("--max-chars", "40000"), 3)):
+        _, told, _ = run(tmp_path, "import", tmp_path / "raw.jsonl", "--name", "pool", *words)
+        assert f"pool: {rows} rows, {3 - rows} rejected" in told
+
+
 def test_pairs_that_were_imported_can_be_exported_and_are_told(tmp_path):
     code, told, _ = run(tmp_path, "import", FILES / "preference.jsonl", "--name", "pool")
     assert code == 0
@@ -49,6 +59,7 @@ def test_what_an_export_cannot_hold_is_told(tmp_path):
     [
         (("import", "raw.jsonl", "--name", "pool", "--column", "question"), "--column takes FIELD=YOURS"),
         (("export", "pool", "out.jsonl", "--push-to-hub", "me/mine"), "--push-to-hub takes --format hf"),
+        (("export", "pool", "out", "--format", "hf", "--public"), "--public takes --push-to-hub USER/NAME"),
     ],
 )
 def test_wrong_usage_is_named(tmp_path, words, message):

@@ -243,6 +243,11 @@ broken: dict[str, tuple[str, dict[str, str], Callable[[pl.DataFrame], pl.DataFra
         {},
         lambda r: r.with_columns(messages=pl.col("messages").list.tail(1)),
     ),
+    "its drop_reason says who dropped the row and why: 'liar: …'": (
+        "filter",
+        {},
+        lambda r: r.with_columns(drop_reason=pl.lit("too long")),
+    ),
     "a choice has": ("select", {}, lambda r: r),
     "every new row names a parent that it was given": ("make", {}, lambda r: r),
     "it promised a table of ['x'], not ['id']": ("table", {"writes": "x"}, lambda r: r.select("id")),
@@ -264,6 +269,12 @@ def test_a_broken_promise_is_an_error_that_names_the_step_and_leaves_nothing(tmp
         run_step(store, liar, Times(), source)
     assert str(error.value).startswith(f"liar is a {kind} step: {what}")
     assert store.ids() == [source]
+
+
+@pytest.mark.parametrize("name", ["My step", "a:b", "a/b", "", "-a", "a_b", "..", "a--b"])
+def test_a_step_whose_name_could_not_stand_in_an_id_is_refused(name):
+    with pytest.raises(StepError, match="a name is of small letters and digits"):
+        step(name, "score")
 
 
 def test_what_a_step_lacks_is_named(tmp_path: Path):

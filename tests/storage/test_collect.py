@@ -106,16 +106,41 @@ def test_what_another_running_process_uses_stays_until_it_ends(store, does, kept
 def test_what_another_process_is_making_stays(store):
     does = "import polars as pl; store.put_part('e' * 20, pl.DataFrame({'id': ['a']})); "
     does += "folder = store.scratch(); (folder / 'x').write_text('x'); store.put_folder('train-9', folder); "
-    does += "place = store.workplace('train-8'); (place.__enter__() / 'step').write_text('1')"
+    does += "place = store.workplace('train-8'); (place.__enter__() / 'step').write_text('1'); "
+    does += "store.note_run('score-7', started=1); store.note_part('d' * 20, seconds=1)"
     ran = other_process(store, does)
     collect(store)
     making = [store.root / "parts/ee" / f"{'e' * 20}.parquet", store.files("train-9") / "x"]
     making.append(store.root / "checkpoints/train-8/step")
+    making += [store.folder("score-7") / "run.json", store.root / "parts/dd" / f"{'d' * 20}.json"]
     assert all(path.exists() for path in making)
     ran.communicate("")
     found = collect(store)
-    assert found.unsealed == 1 and {p.name for p in found.unfinished} == {"train-8", "train-9"}
+    assert found.unsealed == 1 and {p.name for p in found.unfinished} == {"train-8", "train-9", "score-7"}
     assert not any(path.exists() for path in making)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two users")
+def test_what_another_user_uses_stays(store):
+    for folder in (store.root, *store.root.parents):
+        if folder.owner() == "root" and folder != Path("/") and folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(0o755)
+    becomes = "import os, polars, storage.collect; os.setgid(65534); os.setuid(65534)"
+    ran = other_process(store, f"{becomes}; store.manifest('score-2')")  # he may read, but not write
+    with pytest.raises(StoreError, match=r"a command of somebody who may not write .* is running"):
+        collect(store)
+    ran.communicate("")
+    assert "score-2" in left(store)
+    for folder in [store.root, *store.root.rglob("*")]:
+        folder.chmod(0o777 if folder.is_dir() else 0o644)
+    ran = other_process(store, f"{becomes}; store.manifest('score-2')")  # in a shared folder he writes his journal
+    collect(store)
+    assert left(store) == {"import-1", "score-1", "filter-1", "score-2"}
+    mine = other_process(store, "store.manifest('score-2')")
+    ran.communicate("")
+    said = "from storage.collect import garbage; assert garbage(store).held == 1"
+    other_process(store, f"{becomes}; {said}").communicate("")  # and reads ours
+    mine.communicate("")
 
 
 def test_what_is_only_looked_at_goes(store):

@@ -1,6 +1,7 @@
 """Whatever a file holds, every line of it is a row or a reject that says why, and nothing ends in a traceback."""
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from storage import streams
 from storage.copies import Copies
 from storage.flat import flat_ids, flat_rows
 from storage.formats import FORMATS
@@ -61,6 +63,7 @@ any_line = st.one_of(
     st.just(json.dumps(GOOD).encode()),
 )
 format_name = st.sampled_from(list(FORMATS))
+one_row_each = st.sampled_from([f for f in FORMATS if f not in ("preference", "oasst")])
 _number = count()
 
 
@@ -90,6 +93,32 @@ def every_line_is_accounted_for(folder, lines, format):
     assert set(found) == set(filled)
     if format not in ("preference", "oasst"):  # of these one line may be several rows
         assert sorted(found) == filled
+
+
+def every_line_of_a_table_is_accounted_for(folder, lines, format):
+    """Of lines without quotation marks each is a row of the table."""
+    texts = [line.decode("utf-8", "replace").translate(dict.fromkeys(map(ord, '"\r\n\0'))) for line in lines]
+    found, _ = lines_of(folder, "\n".join(["instruction,output", *texts]).encode(), "raw.csv", format)
+    assert sorted(found) == [n for n, line in enumerate(texts, 2) if line.strip()]
+
+
+def every_record_of_a_table_is_accounted_for(folder, records, end):
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("prompt", "completion"), *records])
+    content, at = out.getvalue().encode("utf-8", "replace"), 2
+    expected = []
+    for record in records:
+        expected.append(at)
+        at += 1 + sum(cell.count("\n") for cell in record)
+    assert sorted(lines_of(folder, content, "raw.csv", "prompt-completion")[0]) == expected
+
+
+def every_element_is_accounted_for(folder, elements, indent, format, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE", piece)
+        content = json.dumps([GOOD, *elements], indent=indent).encode()
+        found, _ = lines_of(folder, content, "raw.json", format)
+    assert len(found) == 1 + len(elements)
 
 
 def any_bytes_are_read_or_refused(folder, content, name, format):
@@ -127,6 +156,25 @@ FLIPS = st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 255)), max_size=
 @given(st.lists(any_line, max_size=8), format_name)
 def test_every_line_is_a_row_or_a_reject(tmp_path_factory, lines, format):
     every_line_is_accounted_for(tmp_path_factory.getbasetemp(), lines, format)
+
+
+@QUICK
+@given(st.lists(any_line, max_size=8), one_row_each)
+def test_every_line_of_a_table_is_a_row_or_a_reject(tmp_path_factory, lines, format):
+    every_line_of_a_table_is_accounted_for(tmp_path_factory.getbasetemp(), lines, format)
+
+
+@QUICK
+@given(st.lists(st.tuples(text, text), max_size=6), st.sampled_from(["\n", "\r\n"]))
+@example([("a\r\n\r\nb", "\r"), ("", '"')], "\r\n")
+def test_every_record_of_a_table_is_a_row_or_a_reject(tmp_path_factory, records, end):
+    every_record_of_a_table_is_accounted_for(tmp_path_factory.getbasetemp(), records, end)
+
+
+@QUICK
+@given(st.lists(st.one_of(record, value), max_size=6), st.sampled_from([None, 0, 2]), one_row_each, st.integers(1, 99))
+def test_every_element_of_an_array_is_a_row_or_a_reject(tmp_path_factory, elements, indent, format, piece):
+    every_element_is_accounted_for(tmp_path_factory.getbasetemp(), elements, indent, format, piece)
 
 
 @QUICK

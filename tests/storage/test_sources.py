@@ -32,6 +32,52 @@ def test_a_zip_archive_is_the_data_in_it(tmp_path):
     assert set(origin["file"]) == {"alpaca.zip/data/alpaca.jsonl"}
 
 
+def test_what_an_archive_holds_besides_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
+        for name in ("a.jsonl", "README.md", "deep/LICENSE", "__MACOSX/a.jsonl"):
+            archive.writestr(name, LINE)
+    made, *_ = imported(tmp_path, tmp_path / "raw.zip")
+    assert list(made.formats) == ["raw.zip/a.jsonl"]
+    assert made.left_out == ["raw.zip/README.md", "raw.zip/deep/LICENSE"]
+
+
+def test_a_bomb_in_an_archive_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "BOMB_FROM", 1 << 20)
+    for name in ("bomb.jsonl", "bomb.parquet"):
+        with zipfile.ZipFile(tmp_path / "raw.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.jsonl", LINE)
+            archive.writestr(name, b" " * (1 << 21))
+        with pytest.raises(StoreError, match=f"raw.zip/{name} unpacks to more than 250 times its size"):
+            imported(tmp_path, tmp_path / "raw.zip")
+
+
+def test_a_member_that_says_that_it_is_smaller_than_it_is_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "BOMB_FROM", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", LINE.encode() + b" " * (1 << 21))
+    content = (tmp_path / "raw.zip").read_bytes()
+    true, said = (n.to_bytes(4, "little") for n in (len(LINE) + (1 << 21), len(LINE) + 100))
+    (tmp_path / "raw.zip").write_bytes(content.replace(true, said))
+    with pytest.raises(StoreError, match=r"raw.zip/a.jsonl has no usable row"):
+        imported(tmp_path, tmp_path / "raw.zip")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "1", "{", '{"_data_files": [{"name": "x"}]}', '{"_data_files": 3}'])
+def test_a_state_json_of_something_else_is_a_file_like_others(tmp_path, content):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "state.json").write_text(content)
+    (tmp_path / "in" / "a.jsonl").write_text(LINE)
+    with pytest.raises(StoreError, match=r"state.json has no usable row"):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_a_saved_data_set_without_one_of_its_files_is_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
+    with pytest.raises(StoreError, match=r"in lacks data-0.arrow, which its state.json names"):
+        imported(tmp_path, tmp_path / "in")
+
+
 def test_a_folder_is_the_data_in_it_and_says_what_it_leaves_out(tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("b.jsonl", "deep/a.jsonl", "README.md", ".hidden.jsonl"):
