@@ -31,7 +31,7 @@ class HeldoutOverlap(StepConfig):
     """Rows that cover more than this share of a held-out prompt or answer by such runs are dropped."""
 
 
-@step("heldout-overlap", kind="filter", version=3)
+@step("heldout-overlap", kind="filter", version=4)
 def drop_heldout(rows: pl.DataFrame, cfg: HeldoutOverlap, heldout: pl.DataFrame) -> pl.DataFrame:
     """Drop rows whose prompt is, or nearly is, that of a held-out row, whatever the answers, or that quotes one.
 
@@ -45,7 +45,9 @@ def drop_heldout(rows: pl.DataFrame, cfg: HeldoutOverlap, heldout: pl.DataFrame)
     ids = held["id"][first["heldout"]]
     why = first.select(
         "row",
-        why=pl.format("heldout: {}{}", ids, pl.when(pl.col("rule").is_in(QUOTED)).then(said).otherwise(pl.lit(""))),
+        why=pl.format(
+            "heldout-overlap: {}{}", ids, pl.when(pl.col("rule").is_in(QUOTED)).then(said).otherwise(pl.lit(""))
+        ),
     )
     numbered = rows.select(row=pl.int_range(pl.len(), dtype=pl.UInt32))
     return rows.with_columns(drop_reason=numbered.join(why, on="row", how="left", maintain_order="left")["why"])

@@ -65,7 +65,7 @@ def train_one(
     store, guard = Store(root), find_step("heldout-overlap")
     guarded = run_step(store, guard, guard.config(), rows, {"heldout": heldout})
     if store.manifest(guarded).counts.get("dropped by heldout"):
-        marked = pl.col("drop_reason").str.starts_with("heldout")
+        marked = pl.col("drop_reason").str.starts_with("heldout-overlap: ")
         reached = store.read(guarded, ["id", "drop_reason"]).filter(marked)["id"].to_list()
         named = ", ".join(reached[:5]) + (" …" if len(reached) > 5 else "")
         raise StoreError(

@@ -23,16 +23,19 @@ def reasons(pool: list[str], held: list[str], **options: float) -> list[str | No
 
 
 def test_a_row_that_asks_what_a_held_out_row_asks_is_named_whatever_its_answer():
-    assert reasons(["Capital of Peru", "Capital of Chile?"], ["2+2?", "capital of peru?"]) == ["heldout: h1", None]
+    assert reasons(["Capital of Peru", "Capital of Chile?"], ["2+2?", "capital of peru?"]) == [
+        "heldout-overlap: h1",
+        None,
+    ]
 
 
 def test_a_row_that_asks_nearly_the_same_is_named_too():
-    assert reasons([LONG + " now", "2+2?"], ["2+2", LONG]) == ["heldout: h1", "heldout: h0"]
+    assert reasons([LONG + " now", "2+2?"], ["2+2", LONG]) == ["heldout-overlap: h1", "heldout-overlap: h0"]
     assert reasons([LONG + " now"], [LONG], jaccard=0.97, ngram=0) == [None]
 
 
 def test_the_nearest_held_out_row_is_named():
-    assert reasons([LONG + " now please"], [LONG, LONG + " now"]) == ["heldout: h1"]
+    assert reasons([LONG + " now please"], [LONG, LONG + " now"]) == ["heldout-overlap: h1"]
 
 
 def test_an_instruction_in_common_is_no_overlap():
@@ -43,9 +46,11 @@ def test_an_instruction_in_common_is_no_overlap():
 
 def test_a_held_out_question_is_found_without_the_instruction_of_its_set_and_a_long_one_under_another():
     held = [f"{LONG}:\nwho wrote the {word} song" for word in WORDS]
-    assert reasons(["Who wrote the stone song?"], held) == ["heldout: h2"]
-    assert reasons([f"{LONG}:\nWho wrote the stone song?"], [*held, "who wrote the stone song"]) == ["heldout: h2"]
-    assert reasons([LONG], [f"Answer in one word.\n{LONG} {word}" for word in WORDS]) == ["heldout: h0"]
+    assert reasons(["Who wrote the stone song?"], held) == ["heldout-overlap: h2"]
+    assert reasons([f"{LONG}:\nWho wrote the stone song?"], [*held, "who wrote the stone song"]) == [
+        "heldout-overlap: h2"
+    ]
+    assert reasons([LONG], [f"Answer in one word.\n{LONG} {word}" for word in WORDS]) == ["heldout-overlap: h0"]
     asked = [f"Answer in one word.\n{LONG} {word}" for word in WORDS]
     assert reasons([f"Now tell me, my dear friend, whatever it is that comes to your mind first: {LONG} river"], asked)
 
@@ -55,17 +60,17 @@ def test_a_short_question_about_another_passage_that_is_held_out_too_is_no_overl
     held = [f"{passages[0]}\nwho wrote the {word} song" for word in WORDS]
     held += [f"{passages[1]}\nwho painted the {word} house" for word in WORDS]
     assert reasons([f"{passages[1]}\nWho wrote the stone song?"], held) == [None]
-    assert reasons([f"{passages[0]}\nWho wrote the stone song?"], held) == ["heldout: h2"]
+    assert reasons([f"{passages[0]}\nWho wrote the stone song?"], held) == ["heldout-overlap: h2"]
 
 
 def test_what_becomes_of_a_row_does_not_depend_on_the_others():
     held = [f"{LONG}: {word}" for word in WORDS[:3]]
     pool = [f"{LONG}: {word} {word}. Thank you." for word in WORDS] + [f"{LONG}: {word}!" for word in WORDS]
     together = reasons(pool, held)
-    assert together == [None] * 10 + ["heldout: h0", "heldout: h1", "heldout: h2"] + [None] * 7
+    assert together == [None] * 10 + ["heldout-overlap: h0", "heldout-overlap: h1", "heldout-overlap: h2"] + [None] * 7
     assert together == [reasons([text], held)[0] for text in pool]
     pool = [f"{LONG} {word}. Now!" for word in WORDS]
-    assert reasons(pool, [LONG]) == [reasons([text], [LONG])[0] for text in pool] == ["heldout: h0"] * 10
+    assert reasons(pool, [LONG]) == [reasons([text], [LONG])[0] for text in pool] == ["heldout-overlap: h0"] * 10
 
 
 def test_nothing_to_compare_with_drops_nothing():
@@ -74,22 +79,24 @@ def test_nothing_to_compare_with_drops_nothing():
 
 
 def test_an_equal_prompt_is_found_even_where_its_sentences_end_elsewhere():
-    assert reasons([f"{LONG} apple"], [f"{LONG}. {word}" for word in WORDS]) == ["heldout: h0"]
+    assert reasons([f"{LONG} apple"], [f"{LONG}. {word}" for word in WORDS]) == ["heldout-overlap: h0"]
 
 
 def test_a_row_that_quotes_a_held_out_prompt_or_answer_at_length_is_named():
     intro = (
         "Before you answer, consider this old question, which nobody has answered since it was first asked in public: "
     )
-    assert reasons([intro + LONG], [LONG]) == ["heldout: h0; 100 % of its prompt in runs of 8 words"]
+    assert reasons([intro + LONG], [LONG]) == ["heldout-overlap: h0; 100 % of its prompt in runs of 8 words"]
     assert reasons([intro + LONG], [LONG], ngram=0) == [None]
     words = LONG.split()
     assert len(words) == 19
-    assert reasons([intro + " ".join(words[:10])], [LONG]) == ["heldout: h0; 53 % of its prompt in runs of 8 words"]
+    assert reasons([intro + " ".join(words[:10])], [LONG]) == [
+        "heldout-overlap: h0; 53 % of its prompt in runs of 8 words"
+    ]
     assert reasons([intro + " ".join(words[:9])], [LONG]) == [None]  # 9 of 19 are under a half
     pool, held = rows(("Tell me", f"Well: {LONG}")), rows(("Speak", LONG), id=["h0"])
     assert drop_heldout(pool, HeldoutOverlap(), tables={"heldout": held})["drop_reason"].to_list() == [
-        "heldout: h0; 100 % of its answer in runs of 8 words"
+        "heldout-overlap: h0; 100 % of its answer in runs of 8 words"
     ]
 
 

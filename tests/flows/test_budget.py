@@ -14,7 +14,7 @@ COUNTS = [5, 9, 2, 7, 4, 8]
 @pytest.fixture
 def counted(tmp_path):
     answers = [("q", "x" * (10 - i)) for i in range(6)]  # the longest first
-    frame = rows(*answers, tokens=COUNTS, drop_reason=[None] * 5 + ["heldout: r1"])
+    frame = rows(*answers, tokens=COUNTS, drop_reason=[None] * 5 + ["heldout-overlap: r1"])
     return Store(tmp_path), sealed(Store(tmp_path), "counted", frame)
 
 
