@@ -64,8 +64,8 @@ def train_one(
     """Train an adapter on a choice; stops the run if a row of the held-out set has reached it."""
     store, guard = Store(root), find_step("heldout-overlap")
     guarded = run_step(store, guard, guard.config(), rows, {"heldout": heldout})
-    if store.manifest(guarded).counts.get("dropped by heldout"):
-        marked = pl.col("drop_reason").str.starts_with("heldout-overlap: ")
+    if store.manifest(guarded).counts.get(f"dropped by {guard.name}"):
+        marked = pl.col("drop_reason").str.starts_with(f"{guard.name}: ")
         reached = store.read(guarded, ["id", "drop_reason"]).filter(marked)["id"].to_list()
         named = ", ".join(reached[:5]) + (" …" if len(reached) > 5 else "")
         raise StoreError(
