@@ -2,13 +2,13 @@
 
     python examples/clean.py snips --out clean.jsonl
     thresher compare examples/snips/clear.yaml --write results.json
-    thresher compare examples/snips/clear.yaml --write clean.json \\
-        --set name=snips-clean --set pool=$PWD/clean.jsonl --set spoilt=null --set arms={}
+    thresher compare examples/snips/clear.yaml --write clean.json --store .clean \\
+        --set pool=$PWD/clean.jsonl --set spoilt=null --set arms={}
     python bench/clear.py results.json clean.json --store .thresher --spoilt examples/snips/spoilt.jsonl \\
         --write docs/evidence/clear-snips
 
-The clean pool is another run, since a comparison has one pool; model, steps, seeds and held-out rows are the same,
-which is asserted, so that its answers stand beside the others'.
+The clean pool is another run, in a store of its own under the same name, since a comparison has one pool; model, steps,
+seeds and held-out rows are the same, which is asserted, so that its answers stand beside the others'.
 """
 
 import argparse
