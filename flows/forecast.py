@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from curation.bsdetector import CHALLENGE, REFLECT, REPLY_TOKENS
 from curation.step import StepConfig
-from synthesis.llm2llm import WITHOUT_INPUT
+from synthesis.retelling import WITHOUT_INPUT
 
 COUNTING = ("tokens", "instructmining-score")  # steps that need a model's tokenizer alone
 

@@ -59,12 +59,13 @@ def go_round(
             results = turn.keep("results", assemble.together(store, [seen, validated]))
             revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
             others = [u for u in config.feedback if u not in revise]
-            made = [turn.apply(u, rows, results=results, weights=weights) for u in others]
+            made = [turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in others]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
             corrected = turn.revise(revise, rows, student)
-            base = ([assemble.standing(store, corrected, [u.step for u in revise])] if revise else base) + new
+            base = [assemble.standing(store, corrected, [u.step for u in revise])] if revise else base
+            base = base + [assemble.live(store, d) for d in new]  # what a maker refused stays with it
             new += [corrected] if revise else []
         rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new, moved))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
