@@ -84,6 +84,12 @@ def input_of(messages: Messages) -> str:
     return text or task
 
 
+def task_of(messages: Messages) -> str:
+    """The instruction line above an input; empty where there is none."""
+    task, _, text = _parts(messages)
+    return task if text else ""
+
+
 def _parts(messages: Messages) -> tuple[str, str, str]:
     return ((messages[-2]["content"] or "") if len(messages) > 1 else "").partition("\n")
 
