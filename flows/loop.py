@@ -177,9 +177,12 @@ class Turn:
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
         student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
-        return run_one_step(
-            self._label(what), self.root, use.step, use.config(), rows, tables, {"student": student}, self._name(what)
-        )
+        name, label = self._name(what), self._label(what)
+        made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name)
+        models = role_models(self.config, self.store, self.student) if self.config.check else {}
+        for check in self.config.check:
+            made = run_one_step(f"{label}, {check.step}", self.root, check.step, check.config(), made, {}, models, name)
+        return made
 
     def keep(self, what: str, dataset: str) -> str:
         self.store.name(self._name(what), dataset)

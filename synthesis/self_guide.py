@@ -204,7 +204,9 @@ def annotate(task: Task, new: list[Written], cfg: SelfGuide, allowance: Allowanc
     rng = random.Random(f"{cfg.seed} {cfg.round} {task.text}")
     shown = [rng.sample(task.examples, min(cfg.examples, len(task.examples))) for _ in new]
     asked = [[*turns(some), prompt(w.messages)[-1]] for some, w in zip(shown, new, strict=True)]
-    said = allowance.ask(asked, seed=seed, n=cfg.samples, max_tokens=cfg.max_tokens, temperature=cfg.answer_temperature)
+    how: dict[str, Any] = {"max_tokens": cfg.max_tokens, "temperature": cfg.answer_temperature}
+    how |= {"choices": cfg.labels} if cfg.structured and cfg.labels else {}
+    said = allowance.ask(asked, seed=seed, n=cfg.samples, **how)
     out = []
     for one, samples in zip(new, said, strict=True):
         answer, why = agreed(samples, task, cfg) if samples is not None else ("", "no answer was asked for")

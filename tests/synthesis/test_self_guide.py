@@ -105,7 +105,7 @@ TEXTS = [
     "fine one",
     "fine one",
     "x" * 99,
-    "Input: a thing",
+    "output: a",
     "well enough",
     "as an AI",
     "fine two",
