@@ -212,9 +212,10 @@ def with_counts(
             dropped = tally.drop_nulls().value_counts().sort("step")
             counts |= {"live": int(reasons["drop_reason"].null_count())}
             counts |= {f"dropped by {s}": int(n) for s, n in dropped.iter_rows()}
-            why = reasons["drop_reason"].drop_nulls().str.split(": ").list.get(1, null_on_oob=True).alias("why")
-            refused = why.drop_nulls().value_counts().sort("count", "why", descending=[True, False])
-            counts |= {f"refused, {w}": int(n) for w, n in refused.iter_rows() if by_reason}
+            if by_reason:
+                why = reasons["drop_reason"].drop_nulls().str.split(": ").list.get(1, null_on_oob=True).alias("why")
+                refused = why.drop_nulls().value_counts().sort("count", "why", descending=[True, False])
+                counts |= {f"refused, {w}": int(n) for w, n in refused.iter_rows()}
         for column in (c for c in writes if shards and c in store.flags(shards[0])):
             counts[column] = sum(int(store.read_shard(s, [column])[column].sum()) for s in shards)
     elif made.kind == "choice":
