@@ -42,5 +42,6 @@ def test_self_guide_with_the_embedded_student(local):
     config = step.config(labels=labels, epochs=2, prompts=4, samples=4, max_tokens=24, examples=4)
     made = step(POOL, config, {"student": local})
     assert made.height == 8  # one for each input, kept or not
-    assert set(made.filter(pl.col("drop_reason").is_null())["messages"].list.last().struct.field("content")) <= set(labels)
+    live = made.filter(pl.col("drop_reason").is_null())
+    assert set(live["messages"].list.last().struct.field("content")) <= set(labels)
     assert step(POOL, config, {"student": local}).equals(made)
