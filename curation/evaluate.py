@@ -2,7 +2,8 @@
 
     metric    student_answer            student_score, from 0 to 1
     exact     written greedily          1 where it equals the response but for case, spacing, punctuation around it
-    numeric   written greedily          1 where its last number is the response's last, as GSM8K is scored
+    numeric   written greedily          1 where its last number is the response's last
+    gsm8k     written greedily          1 where the number after its last `####` is that of the response
     rouge-l   written greedily          F of the longest common subsequence of words with the response (Lin, 2004)
     choice    the likeliest of a list   1 where it equals the response; likeliest by the sum of its log-probabilities
 
@@ -27,14 +28,14 @@ from curation.same_answer import same
 from curation.step import Completion, Engine, Failed, StepConfig, StepError, step
 from storage.schema import Messages, message, prompt, response
 
-Metric = Literal["exact", "numeric", "rouge-l", "choice"]
+Metric = Literal["exact", "numeric", "gsm8k", "rouge-l", "choice"]
 _NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)")
 _NEAR = 1e-6  # numbers that differ by less, relative to the wanted one, are the same
 
 
 class Evaluate(StepConfig):
     metric: Metric = "exact"
-    """How an answer is scored: exact, numeric, rouge-l, or choice, the likeliest of `choices`."""
+    """How an answer is scored: exact, numeric, gsm8k (after ####), rouge-l, or choice, the likeliest of `choices`."""
 
     max_tokens: int = Field(16, ge=1, le=4096)
     """Longest answer, in tokens."""
@@ -53,7 +54,7 @@ class Evaluate(StepConfig):
     "evaluate",
     kind="score",
     writes="student_answer student_score student_correct student_nll student_tokens student_el2n student_gain",
-    version=2,
+    version=3,
 )
 def evaluate(rows: pl.DataFrame, cfg: Evaluate, student: Engine, before: pl.DataFrame | None = None) -> pl.DataFrame:
     """The student's answers, scored against the rows' responses, and its loss on these; null where there is none."""
@@ -75,11 +76,9 @@ def score(metric: Metric, answer: str, wanted: str) -> float | None:
     """From 0 to 1; null where the wanted response has nothing to compare, such as no number."""
     match metric:
         case "numeric":
-            target = last_number(wanted)
-            said = last_number(answer)
-            if target is None:
-                return None
-            return float(said is not None and abs(said - target) <= _NEAR * max(1.0, abs(target)))
+            return _same_number(last_number(answer), last_number(wanted))
+        case "gsm8k":
+            return _same_number(marked_number(answer), wanted_number(wanted))
         case "rouge-l":
             return _ROUGE.score(wanted, answer)["rougeL"].fmeasure
     return float(same(answer, wanted))
@@ -87,8 +86,14 @@ def score(metric: Metric, answer: str, wanted: str) -> float | None:
 
 def last_number(text: str) -> float | None:
     """The last number of a text, its thousands' commas left out."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.replace("\u2212", "-"))
     return float(found[-1].replace(",", "")) if found else None
+
+
+def marked_number(text: str) -> float | None:
+    """The number that ends an answer of GSM8K, in the line after the last ####; None without one."""
+    _, mark, final = text.rpartition("####")
+    return last_number(final.strip().partition("\n")[0]) if mark else None
 
 
 def nll(found: list[float] | Failed) -> float | None:
@@ -99,6 +104,17 @@ def nll(found: list[float] | Failed) -> float | None:
 def el2n(found: list[float] | Failed) -> float | None:
     """Root mean square of the probability that the right token was not given."""
     return None if isinstance(found, Failed) or not found else float(np.sqrt(np.mean((1 - np.exp(found)) ** 2)))
+
+
+def wanted_number(wanted: str) -> float | None:
+    marked = marked_number(wanted)
+    return last_number(wanted) if marked is None else marked
+
+
+def _same_number(said: float | None, target: float | None) -> float | None:
+    if target is None:
+        return None
+    return float(said is not None and abs(said - target) <= _NEAR * max(1.0, abs(target)))
 
 
 # left to choose its tokenizer, it says so in the log of the whole program

@@ -4,6 +4,7 @@ The judge sees prompt, reference and answer, and chooses a letter; student_judge
 """
 
 import polars as pl
+from pydantic import Field
 
 from curation.step import Engine, StepConfig, step
 from curation.yes_or_no import probability_of_yes
@@ -19,10 +20,18 @@ Is the proposed answer: ({right}) correct ({wrong}) incorrect? Reply with one le
 
 
 class Judged(StepConfig):
-    pass
+    threshold: float | None = Field(None, gt=0, le=1)
+    """From which student_judged on student_correct is true, whatever a metric said; without it that stays as it is."""
 
 
-@step("judge-answers", kind="score", reads="student_answer", writes="student_judged")
+@step(
+    "judge-answers",
+    kind="score",
+    reads="student_answer",
+    writes="student_judged student_correct",
+    takes="student_correct",
+    version=2,
+)
 def judge_answers(rows: pl.DataFrame, cfg: Judged, judge: Engine) -> pl.DataFrame:
     """How sure the judge is that the student's answer is right; null where there is no answer, or no word on it."""
     answered = [
@@ -40,4 +49,9 @@ def judge_answers(rows: pl.DataFrame, cfg: Judged, judge: Engine) -> pl.DataFram
     judged: list[float | None] = [None] * rows.height
     for (i, _, _), vote in zip(answered, found, strict=True):
         judged[i] = vote
-    return rows.with_columns(student_judged=pl.Series(judged, dtype=pl.Float64))
+    out = rows.with_columns(student_judged=pl.Series(judged, dtype=pl.Float64))
+    if cfg.threshold is not None:
+        return out.with_columns(student_correct=pl.col("student_judged") >= cfg.threshold)
+    if "student_correct" in out.columns:
+        return out
+    return out.with_columns(student_correct=pl.lit(None, dtype=pl.Boolean))

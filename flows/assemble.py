@@ -46,6 +46,19 @@ def where(store: Store, rows: str, column: str, value: str) -> str:
     return store.seal(with_counts(store, made, [(store.put_part(key_of(made.id), picked, ROW),)]))
 
 
+def live(store: Store, rows: str) -> str:
+    """The live rows with all their columns; the dataset itself where no row is dropped."""
+    source = store.manifest(rows)
+    if source.counts["live"] == source.counts["rows"]:
+        return rows
+    made = _manifest("live", {}, {"rows": rows}, [source])
+    if store.exists(made.id):
+        return made.id
+    kept = [store.read_shard(s).filter(pl.col("drop_reason").is_null()) for s in source.shards]
+    parts = [(store.put_part(key_of(made.id, i), frame, ROW),) for i, frame in enumerate(kept)]
+    return store.seal(with_counts(store, made, parts))
+
+
 def standing(store: Store, rows: str, revised: list[str]) -> str:
     """The rows as they came, with the marks of the steps that revised them and what these keep of a row for good.
 

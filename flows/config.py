@@ -139,6 +139,9 @@ class LoopConfig(Given):
     feedback: list[Use] = Field(default_factory=list)
     """Steps by which a round's results change the next."""
 
+    check: list[Use] = Field(default_factory=list)
+    """Score steps that say after `evaluate` which answers are right: `judge-answers` with a threshold, or your own."""
+
     baselines: bool = True
     """Also train on a random choice of the same size and on the full pool."""
 
@@ -186,6 +189,7 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
         ("score", ("score", "filter", "revise"), said.score),
         ("choose", ("select",), [said.choose]),
         ("feedback", ("make", "table", "revise"), said.feedback),
+        ("check", ("score",), getattr(said, "check", [])),  # an arm has none
     ):
         for use in uses:
             use.config()

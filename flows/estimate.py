@@ -27,7 +27,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     tokens, held_tokens = (n * (m.prompt + m.response) for n, m in ((rows, mean_of), (held, held_mean)))
     budget = config.budget
     makes = [use for use in config.feedback if find_step(use.step).kind == "make"]
-    grown = sum(int(use.config().model_dump().get("rows", 0)) for use in makes)
+    grown = sum(_wanted(use) for use in makes)
     most = rows + grown * (budget.rounds - 1)
     mean = tokens / max(rows, 1)
     chosen = round(budget.tokens / max(mean, 1)) if budget.tokens else budget.rows
@@ -56,7 +56,7 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     of_models += asked("evaluate", score, mean_of) * fed
     for use in makes:
         each = asked(use.step, use.config(), mean_of)
-        of_models += each * (int(use.config().model_dump().get("rows", 0)) * (budget.rounds - 1) * seeds)
+        of_models += each * (_wanted(use) * (budget.rounds - 1) * seeds)
     work = 2 * parameters(model_folder(config.model)) * (scored + trained * (1 + BACKWARD) + tested)
     minutes = work / (_matrix_speed() * EFFICIENCY) / 60
     disk = (most * mean * 8 + most * 1600) * (1 + 0.3 * budget.rounds) * seeds / 2**20
@@ -72,6 +72,12 @@ def estimate(config: LoopConfig, folder: Path) -> str:
             f"  disk     about {disk + trainings * 3:,.0f} MB",
         ]
     )
+
+
+def _wanted(use: Use) -> int:
+    """Rows that a step which makes rows may make; one without a quota makes no more than it asks for."""
+    said = use.config().model_dump()
+    return int(said.get("rows") or said.get("epochs", 0) * said.get("prompts", 0))
 
 
 def _by_student(config: LoopConfig, use: Use) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from curation.bsdetector import CHALLENGE, REFLECT, REPLY_TOKENS
 from curation.step import StepConfig
-from synthesis.llm2llm import WITHOUT_INPUT
+from synthesis.retelling import WITHOUT_INPUT
 
 COUNTING = ("tokens", "instructmining-score")  # steps that need a model's tokenizer alone
 
@@ -69,5 +69,10 @@ def asked(step: str, config: StepConfig, mean: Lengths, roles: Container[str] | 
             judged = Asked(6, 6 * (whole + mean.response) + 2 * (mean.reflect + mean.challenge), written)
             return Asked(1, mean.prompt, answers(config.max_tokens)) + judged
         case "llm2llm":
-            return Asked(config.attempts, config.attempts * (whole + mean.teach), config.attempts * config.max_tokens)
+            once = Asked(1, whole + mean.teach, config.max_tokens)
+            checked = Asked(1, mean.prompt, 3 * answers(config.max_tokens)) * config.agreement
+            return (once + checked) * config.attempts
+        case "self-guide":  # of one input, as if all were kept and as long as they may be
+            read = config.examples * whole + mean.prompt
+            return Asked(1, read, config.max_tokens) + Asked(1, read, config.samples * answers(config.max_tokens))
     return Asked()

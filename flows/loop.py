@@ -59,12 +59,13 @@ def go_round(
             results = turn.keep("results", assemble.together(store, [seen, validated]))
             revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
             others = [u for u in config.feedback if u not in revise]
-            made = [turn.apply(u, rows, results=results, weights=weights) for u in others]
+            made = [turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in others]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
             corrected = turn.revise(revise, rows, student)
-            base = ([assemble.standing(store, corrected, [u.step for u in revise])] if revise else base) + new
+            base = [assemble.standing(store, corrected, [u.step for u in revise])] if revise else base
+            base = base + [assemble.live(store, d) for d in new]  # what a maker refused stays with it
             new += [corrected] if revise else []
         rounds.append(report.Round(guarded, rows, choice, chosen, student, tested, results, validated, new, moved))
         if results and config.budget.stop_when_flat and not _gained(store, rounds):
@@ -176,9 +177,12 @@ class Turn:
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
         student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
-        return run_one_step(
-            self._label(what), self.root, use.step, use.config(), rows, tables, {"student": student}, self._name(what)
-        )
+        name, label = self._name(what), self._label(what)
+        made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name)
+        models = role_models(self.config, self.store, self.student) if self.config.check else {}
+        for check in self.config.check:
+            made = run_one_step(f"{label}, {check.step}", self.root, check.step, check.config(), made, {}, models, name)
+        return made
 
     def keep(self, what: str, dataset: str) -> str:
         self.store.name(self._name(what), dataset)

@@ -81,7 +81,7 @@ def run_step(
     asked = live + given.counts.get(f"dropped by {step.revives}", 0)
     spent = of_shards(store, shards)
     store.note_run(made.id, started=started, seconds=round(time.time() - started, 3), rows=asked, **spent)
-    return store.seal(with_counts(store, made, shards, step.writes))
+    return store.seal(with_counts(store, made, shards, step.writes, by_reason=step.kind == "make"))
 
 
 def _run_shards(
@@ -195,10 +195,13 @@ class _lazily:
             self.context.__exit__(*error)
 
 
-def with_counts(store: Store, made: Manifest, shards: list[Shard], writes: Iterable[str] = ()) -> Manifest:
+def with_counts(
+    store: Store, made: Manifest, shards: list[Shard], writes: Iterable[str] = (), by_reason: bool = False
+) -> Manifest:
     """The manifest with its shards and what they hold: rows, live rows, rows by drop reason, and facts that it found.
 
-    A fact is a column of yes and no among `writes`, the columns that its step wrote.
+    A fact is a column of yes and no among `writes`, the columns that its step wrote. What a step that makes rows
+    refused itself is counted by its reasons too, up to the colon after which they speak of one row.
     """
     rows = sum(shard[0].rows for shard in shards)
     counts = {"rows": rows}
@@ -209,6 +212,10 @@ def with_counts(store: Store, made: Manifest, shards: list[Shard], writes: Itera
             dropped = tally.drop_nulls().value_counts().sort("step")
             counts |= {"live": int(reasons["drop_reason"].null_count())}
             counts |= {f"dropped by {s}": int(n) for s, n in dropped.iter_rows()}
+            if by_reason:
+                why = reasons["drop_reason"].drop_nulls().str.split(": ").list.get(1, null_on_oob=True).alias("why")
+                refused = why.drop_nulls().value_counts().sort("count", "why", descending=[True, False])
+                counts |= {f"refused, {w}": int(n) for w, n in refused.iter_rows()}
         for column in (c for c in writes if shards and c in store.flags(shards[0])):
             counts[column] = sum(int(store.read_shard(s, [column])[column].sum()) for s in shards)
     elif made.kind == "choice":

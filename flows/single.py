@@ -25,13 +25,22 @@ def curate(dataset: str, steps: list[Use], root: Path, model: str = "nano", held
 
 
 @flow(name="synthesise", persist_result=False)
-def synthesise(dataset: str, results: str, generator: Use, root: Path, model: str = "nano") -> str:
-    """Write new rows from a dataset and a student's results on it; returns the id of the dataset of new rows."""
+def synthesise(
+    dataset: str,
+    results: str | None,
+    generator: Use,
+    root: Path,
+    model: str = "nano",
+    heldout: str | None = None,
+) -> str:
+    """Write new rows from a dataset, and a student's results on it where the generator wants them; returns the id of
+    the dataset of new rows."""
     if find_step(generator.step).kind != "make":
         raise ConfigError(f"{generator.step} makes no rows; use a step that does, such as llm2llm")
     rows = Store(root).resolve(dataset)
     with cards.publishing():
-        return _step(generator, rows, root, model, {"results": results}, f"{dataset}.{generator.step}")
+        tables = {"results": results, "heldout": heldout}
+        return _step(generator, rows, root, model, tables, f"{dataset}.{generator.step}")
 
 
 @flow(name="train", persist_result=False)

@@ -26,4 +26,4 @@ from curation import (  # noqa: F401
     subsets,
     tokens,
 )
-from synthesis import llm2llm  # noqa: F401
+from synthesis import llm2llm, self_guide  # noqa: F401

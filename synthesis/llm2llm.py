@@ -2,33 +2,34 @@
 
 Each round: the student, trained afresh from the base, answers the rows it was trained on; each imported row it gets
 wrong is shown to the teacher, which writes one new row from it. Only imported rows are parents: prompting the teacher
-with its own rows compounds its errors. A new row is kept if it reads as one and is not the parent over again (ROUGE-L
-over 0.95). The pool's own steps (duplicates, held-out overlap, confidence) judge grown rows in the next round like any
-other. Where a pool has wrong answers, "the student got it wrong" finds those too: parents are taken in the order of a
-quality column, the most trusted first.
+with its own rows compounds its errors. What a reply must be to be kept, and in which order it is asked:
+
+    readable       a question with one answer, or an input; nothing that was cut at `max_tokens`
+    new            no prompt of the pool, of the rows written so far, or of a held-out set
+    not near       ROUGE-L of 0.95 at most to its parent, the other wrong rows, the rows written in this round and in
+                   earlier ones, and the held-out rows
+    in its script  most letters are of a script that its parent has, too
+    marked         `#### n` at the end of the answer where the parent's answer has that
+
+The pool's own steps (duplicates, held-out overlap, confidence) judge grown rows in the next round like any other. Where
+a pool has wrong answers, "the student got it wrong" finds those too: parents are taken in the order of a quality
+column, the most trusted first.
 """
 
-import re
+from typing import Literal
 
 import polars as pl
 from pydantic import Field
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 
-from curation.step import Completion, Engine, StepConfig, step
-from storage.schema import Messages, instruction, message, response, row_id
+from curation.same_answer import same
+from curation.step import Engine, StepConfig, StepError, step
+from storage.schema import Messages, instruction, prompt, response
+from synthesis import growing
+from synthesis.growing import OF_GROWN, Allowance, Place, Question, Unread, in_another_script
+from synthesis.near import Near, rouge_l
+from synthesis.retelling import MARKER, SCHEMAS, input_of, question, rows_in
 
-# Where a prompt is an instruction line with an input below it, the task stays and the teacher writes another input.
-WITH_INPUT = """Write another input for this task that has the same answer.
-Task: {task}
-Input: {input}
-Answer: {answer}"""
-# Else the teacher writes question and answer.
-WITHOUT_INPUT = """Write a new question of the same kind, with other names, numbers or words, and its answer.
-Question: {question}
-Answer: {answer}
-Reply as "Question: ..." and "Answer: ..."."""
-_PAIR = re.compile(r"Question:(?P<question>.+?)\nAnswer:(?P<answer>.+)", re.S)
+_SAMPLES, _AGREEING = 3, 2  # of the teacher's own answers to a row that it wrote
 
 
 class LLM2LLM(StepConfig):
@@ -38,8 +39,15 @@ class LLM2LLM(StepConfig):
     per_parent: int = Field(1, ge=1, le=10)
     """New rows from each wrong row."""
 
+    parents: Literal["seeds", "all"] = "seeds"
+    """Rows that are grown from: imported ones, or grown ones too (what the paper advises against)."""
+
     attempts: int = Field(5, ge=1, le=20)
     """How often the teacher is asked for a row before its place stays empty."""
+
+    retry: Literal["again", "more"] = "again"
+    """What is asked where a row is missing: the same, drawn anew; or, as in the paper's code, for one more at each
+    attempt, every second time with those that were kept and the wish for others."""
 
     temperature: float = Field(1.0, gt=0, le=2)
     """Sampling temperature of the teacher."""
@@ -48,10 +56,23 @@ class LLM2LLM(StepConfig):
     """Nucleus that the teacher samples from."""
 
     max_tokens: int = Field(128, ge=1)
-    """Longest reply of the teacher, in tokens."""
+    """Longest reply of the teacher, in tokens; what is cut there is refused."""
+
+    structured: bool = False
+    """Ask for JSON, held to a schema by the engine."""
+
+    agreement: bool = False
+    """Keep a row only if two of three of the teacher's own answers to it are its answer."""
 
     max_rouge: float = Field(0.95, ge=0, le=1)
-    """A new prompt whose ROUGE-L to its parent or to a row already written is over this is refused."""
+    """A new prompt whose ROUGE-L to its parent, to a row already written or to a held-out row is over this is
+    refused."""
+
+    tokens: int | None = Field(None, ge=1)
+    """Most tokens that the teacher may write in one round."""
+
+    seconds: float | None = Field(None, gt=0)
+    """Seconds of the teacher's work after which nothing more is asked; how far it comes differs from run to run."""
 
     quality: str = "clear_confidence"
     """Column that says how far a row is trusted; the most trusted parents first, if the dataset has it."""
@@ -66,89 +87,122 @@ class LLM2LLM(StepConfig):
         return (self.quality, "split")
 
 
-@step("llm2llm", kind="make", scope="dataset")
-def grow(rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFrame) -> pl.DataFrame:
-    """New rows like those that the student got wrong, one for each (LLM2LLM)."""
-    wrong = wrong_rows(rows, results, cfg.quality).head(-(-cfg.rows // cfg.per_parent))
-    wanted = [row for row in wrong.to_dicts() for _ in range(cfg.per_parent)][: cfg.rows]
-    rouge = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())
-    made: list[dict] = []
-    said = {instruction(messages) for messages in rows["messages"].to_list()}
-    for attempt in range(cfg.attempts):
-        if not wanted:
-            break
-        replies = teacher.generate(
-            [teacher_prompt(row["messages"]) for row in wanted],
-            max_tokens=cfg.max_tokens,
-            temperature=cfg.temperature,
-            top_p=cfg.top_p,
-            seed=(cfg.seed * 1009 + cfg.round) * 20 + attempt,  # no two rounds draw alike
+@step("llm2llm", kind="make", scope="dataset", writes=" ".join(OF_GROWN), version=2)
+def grow(
+    rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFrame, heldout: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """New rows like those that the student got wrong, one for each (LLM2LLM).
+
+    `--results` is a dataset that `evaluate` made of the rows, with an adapter trained on them. What the teacher said
+    and was not kept is there too, as dropped rows that say why: `thresher review` lists the reasons.
+    """
+    wrong = wrong_rows(rows, results, cfg).to_dicts()
+    places = [Place(row, min(cfg.per_parent, cfg.rows - k * cfg.per_parent)) for k, row in enumerate(wrong)]
+    seed = (cfg.seed * 1009 + cfg.round) * 20  # no two rounds draw alike
+    allowance = Allowance(teacher, cfg.tokens, cfg.seconds)
+    how = {"max_tokens": cfg.max_tokens, "temperature": cfg.temperature, "top_p": cfg.top_p}
+    known = _Known(rows, [row["messages"] for row in wrong], heldout, cfg.max_rouge)
+
+    def read(place: Place, text: str, cut: bool) -> list[Messages | Unread]:
+        return rows_in(place.parent["messages"], text, cut, cfg.structured)
+
+    def agree(new: list[Messages]) -> list[str | None]:
+        return agreed(new, allowance, {**how, "seed": seed + 1_000_000})
+
+    def ask(asking: list[Place], schema: dict | None) -> list[growing.Written]:
+        return growing.grow(
+            asking,
+            allowance,
+            attempts=cfg.attempts,
+            seed=seed,
+            how=how | ({"schema": schema} if schema else {}),
+            ask=lambda place, attempt, kept: questions(place, attempt, kept, cfg),
+            read=read,
+            refuse=lambda place, new: known.refuse(place.parent["messages"], new),
+            verify=agree if cfg.agreement else None,
         )
-        missed = []
-        for parent, reply in zip(wanted, replies, strict=True):
-            new = parse(parent["messages"], reply[0])
-            if new is None or instruction(new) in said or _alike(rouge, parent["messages"], new) > cfg.max_rouge:
-                missed.append(parent)
-                continue
-            said.add(instruction(new))
-            made.append(_row(parent, new, cfg.round))
-        wanted = missed
-    return pl.DataFrame(made, schema=rows.select(*_COLUMNS).schema)
+
+    if cfg.structured:  # one schema for a call
+        of = {kind: [p for p in places if _has_input(p) is kind] for kind in (True, False)}
+        written = [w for kind, some in of.items() for w in ask(some, SCHEMAS[kind])]
+    else:
+        written = ask(places, None)
+    return growing.frame("llm2llm", written, teacher.identity, cfg.round)
 
 
-def wrong_rows(rows: pl.DataFrame, results: pl.DataFrame, quality: str) -> pl.DataFrame:
-    """The imported training rows that the student answered wrongly, the most trusted first."""
+def wrong_rows(rows: pl.DataFrame, results: pl.DataFrame, cfg: LLM2LLM) -> pl.DataFrame:
+    """The training rows that the student answered wrongly and that may be parents, the most trusted first."""
+    if "student_correct" not in results.columns:
+        raise StepError("llm2llm: the results have no column student_correct; `thresher step evaluate` writes it")
     wrong = results.filter(~pl.col("student_correct")).select("id")
-    seeds = rows.filter(pl.col("round") == 0)
+    seeds = rows if cfg.parents == "all" else rows.filter(pl.col("round") == 0)
     if "split" in seeds.columns:
         seeds = seeds.filter(pl.col("split") == "train")
-    trust = pl.col(quality) if quality in seeds.columns else pl.lit(0.0)
-    found = seeds.join(wrong, on="id").with_columns(trust=trust)
-    return found.sort(["trust", "id"], descending=[True, False], nulls_last=True).select(*_COLUMNS)
+    trust = pl.col(cfg.quality) if cfg.quality in seeds.columns else pl.lit(0.0)
+    found = seeds.join(wrong, on="id", how="semi").with_columns(trust=trust)
+    ordered = found.sort(["trust", "id"], descending=[True, False], nulls_last=True)
+    return ordered.select("id", "messages", "source").head(-(-cfg.rows // cfg.per_parent))
 
 
-def teacher_prompt(messages: Messages) -> Messages:
-    task, below, text = instruction(messages).partition("\n")
-    if below:
-        asked = WITH_INPUT.format(task=task, input=text, answer=response(messages))
-    else:
-        asked = WITHOUT_INPUT.format(question=task, answer=response(messages))
-    return [{"role": "user", "content": asked}]
+def questions(place: Place, attempt: int, kept: list[Messages], cfg: LLM2LLM) -> list[Question]:
+    """What the teacher is asked for the rows that a parent still lacks."""
+    parent, lacking = place.parent["messages"], (place.quota or 0) - len(kept)
+    if not (len(parent) > 1 and input_of(parent).strip() and response(parent).strip()):
+        return []
+    if cfg.retry == "again":
+        return [question(parent, 1, [], cfg.structured)] * lacking
+    shown = kept if attempt % 2 else []
+    return [question(parent, min(lacking + attempt, 10), shown, cfg.structured)]
 
 
-def parse(parent: Messages, reply: Completion) -> Messages | None:
-    """The new row's messages, or None if the reply cannot be read as one."""
-    text = reply.text.strip()
-    task, below, _ = instruction(parent).partition("\n")
-    if reply.error or not text:
+def agreed(new: list[Messages], allowance: Allowance, how: dict) -> list[str | None]:
+    """Of rows that the teacher wrote: why one is not believed, if it is not."""
+    answers = allowance.ask([prompt(m) for m in new], n=_SAMPLES, **how)
+    told: list[str | None] = []
+    for messages, samples in zip(new, answers, strict=True):
+        if samples is None:
+            told.append("its answer could not be checked")
+            continue
+        alike = sum(c.error is None and same(_final(c.text), _final(response(messages))) for c in samples)
+        told.append(None if alike >= _AGREEING else "the teacher answers otherwise")
+    return told
+
+
+class _Known:
+    """What a new row may not say over again; grows with every row that is kept."""
+
+    def __init__(self, rows: pl.DataFrame, wrong: list[Messages], heldout: pl.DataFrame | None, limit: float) -> None:
+        held = [] if heldout is None else heldout["messages"].to_list()
+        grown = rows.filter(pl.col("round") > 0)["messages"].to_list()
+        self._limit = limit
+        self._said = {instruction(m) for m in rows["messages"].to_list()}
+        self._held = {instruction(m) for m in held}
+        self._near = Near(limit, map(input_of, [*wrong, *grown]))
+        self._near_held = Near(limit, map(input_of, held))
+
+    def refuse(self, parent: Messages, new: Messages) -> str | None:
+        asked, text, of = instruction(new), input_of(new), input_of(parent)
+        if asked == instruction(parent):
+            return "its parent over again"
+        if asked in self._held or text in self._near_held:
+            return "near to a held-out row"
+        if rouge_l(of, text) > self._limit:
+            return "near to its parent"
+        if asked in self._said or text in self._near:
+            return "near to another row"
+        if in_another_script(text, of):
+            return "in another script"
+        if MARKER in response(parent) and response(new).count(MARKER) != 1:
+            return "its answer has not one mark"
+        self._said.add(asked)
+        self._near.add(text)
         return None
-    if below:
-        text = text.removeprefix("Input:").split("\nAnswer:")[0].strip()
-        said = [message("user", f"{task}\n{text}"), message("assistant", response(parent))]
-        return [*parent[:-2], *said] if text else None
-    found = _PAIR.search(text)
-    if not found or text.count("Question:") != 1:
-        return None
-    said = [message("user", found["question"].strip()), message("assistant", found["answer"].strip())]
-    return [*parent[:-2], *said] if all(m["content"] for m in said) else None
 
 
-_COLUMNS = ["id", "messages", "source", "method", "parent_id", "round", "drop_reason"]
+def _has_input(place: Place) -> bool:
+    return "\n" in (place.parent["messages"][-2]["content"] or "") if len(place.parent["messages"]) > 1 else False
 
 
-def _alike(rouge: RougeScorer, parent: Messages, new: Messages) -> float:
-    """ROUGE-L of what differs: the prompt without a shared first line."""
-    left, right = (instruction(m).partition("\n")[2] or instruction(m) for m in (parent, new))
-    return rouge.score(left, right)["rougeL"].fmeasure
-
-
-def _row(parent: dict, messages: Messages, round_: int) -> dict:
-    return {
-        "id": row_id(messages, parent["source"], parent["id"], copy=round_),
-        "messages": messages,
-        "source": parent["source"],
-        "method": "llm2llm",
-        "parent_id": parent["id"],
-        "round": round_,
-        "drop_reason": None,
-    }
+def _final(answer: str) -> str:
+    """What of a worked answer is the answer."""
+    return answer.rpartition(MARKER)[2]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "storage": ["storage"],
     "curation": ["curation", "storage.schema"],
-    "synthesis": ["synthesis", "curation.step", "storage.schema"],
+    "synthesis": ["synthesis", "curation.step", "curation.same_answer", "storage.schema"],
     "training": ["training", "storage.schema"],
     "flows": ["flows", "training", "synthesis", "curation", "storage"],
 }

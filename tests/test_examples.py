@@ -11,6 +11,7 @@ import pytest
 from curation.shingles import normalised
 from examples.clean import mended
 from examples.make import RECIPES
+from examples.make_few import few
 from training.nano.labels import HELD_OUT_INTENTS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -164,3 +165,15 @@ def test_a_clean_pool_is_the_raw_one_with_true_answers_in_the_place_of_wrong_one
         assert now | {"output": line["given"]} in [
             json.loads(raw[n - 1].decode(c, "replace")) for c in ("utf-8", "latin-1")
         ]
+
+
+def test_the_few_rows_of_snips_are_right_lines_of_its_pool_and_none_is_held_out():
+    lines = (EXAMPLES / "snips/seed50.jsonl").read_text().splitlines()
+    assert few(EXAMPLES / "snips", 50, seed=0) == lines and len(set(lines)) == 50
+    raw = (EXAMPLES / "snips/raw.jsonl").read_text(errors="replace").splitlines()
+    spoilt = {said["line"] for said in read("snips", "spoilt.jsonl")}
+    right = {line for number, line in enumerate(raw, 1) if number not in spoilt}
+    assert set(lines) <= right
+    held, asked = read("snips", "test.jsonl"), [json.loads(line) for line in lines]
+    letters = [{re.sub(r"\W", "", row["input"].casefold()) for row in some} for some in (held, asked)]
+    assert not letters[0] & letters[1]

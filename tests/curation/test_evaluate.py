@@ -5,6 +5,7 @@ import pytest
 
 from curation.evaluate import Evaluate, evaluate, same, score
 from curation.judged import Judged, judge_answers
+from curation.own_check import checked
 from curation.perplexity import Perplexity, perplexity
 from curation.step import Completion, Failed, StepError
 from tests.fakes import FakeEngine
@@ -78,6 +79,15 @@ def test_answers_are_the_same_but_for_what_stands_around_them(answer, wanted, ri
         pytest.param("numeric", "-5", "5", 0.0, id="sign"),
         pytest.param("numeric", "no idea", "5", 0.0, id="no number said"),
         pytest.param("numeric", "5", "five", None, id="no number wanted"),
+        pytest.param("numeric", "\u22125", "5", 0.0, id="a minus of print"),
+        pytest.param("gsm8k", "#### -5", "#### 5", 0.0, id="gsm8k sign"),
+        pytest.param("gsm8k", "#### \u22125", "#### 5", 0.0, id="gsm8k minus of print"),
+        pytest.param("gsm8k", "so\n#### 1,000", "#### 1000", 1.0, id="gsm8k thousands"),
+        pytest.param("gsm8k", "#### $42.0", "#### 42", 1.0, id="gsm8k dollars"),
+        pytest.param("gsm8k", "It is 42.", "#### 42", 0.0, id="gsm8k no mark"),
+        pytest.param("gsm8k", "#### 42\nand 7 more", "42", 1.0, id="gsm8k the line of the mark"),
+        pytest.param("gsm8k", "#### 0", "1 - 1\n#### 0", 1.0, id="gsm8k nothing"),
+        pytest.param("gsm8k", "#### 5", "five", None, id="gsm8k no number wanted"),
         pytest.param("rouge-l", "the cat sat", "the cat sat on the mat", 2 / 3, id="F of 3/3 and 3/6"),
         pytest.param("rouge-l", "", "a", 0.0, id="nothing said"),
         pytest.param("exact", "Yes.", "yes", 1.0, id="exact"),
@@ -140,3 +150,29 @@ def test_a_judges_lean_to_one_letter_is_averaged_out():
     found = judge_answers(told, Judged(), {"judge": judge})["student_judged"].to_list()
     assert found == [pytest.approx((1.8 / 1.9 + 0.9) / 2), pytest.approx((0.6 / 1.3 + 0.3) / 2), None]
     assert len(judge.asked) == 4 and "Reference answer: yes" in judge.asked[0]
+
+
+def test_a_judge_decides_what_is_right_where_a_threshold_says_so():
+    judge = FakeEngine(probabilities=lambda text: [])
+    told = rows(("a", "yes"), ("b", "yes")).with_columns(
+        student_answer=pl.Series(["yes", None]), student_correct=pl.Series([False, True])
+    )
+    for threshold, correct in ((None, [False, True]), (0.5, [True, None]), (0.6, [False, None])):
+        found = judge_answers(told, Judged(threshold=threshold), {"judge": judge})
+        assert found["student_correct"].to_list() == correct
+    assert judge_answers(told.drop("student_correct"), Judged(), {"judge": judge})["student_correct"].null_count() == 2
+
+
+def test_a_check_of_the_users_own_that_raises_marks_the_row_and_goes_on():
+    told = rows(("a", "1"), ("b", "2"), ("c", "x"), ("d", "4"), ("e", "5")).with_columns(
+        student_answer=pl.Series(["1", "3", "3", None, "none"])
+    )
+
+    def check(answer, wanted):
+        return None if answer == "none" else int(answer) == int(wanted)
+
+    found = checked(told, check)
+    assert found["student_correct"].to_list() == [True, False, None, None, None]
+    assert found["student_score"].to_list() == [1.0, 0.0, None, None, None]
+    errors = found["student_check_error"].to_list()
+    assert errors[2].startswith("ValueError: invalid literal") and errors.count(None) == 4

@@ -27,6 +27,12 @@ def test_random_longest_and_full_are_always_there(tmp_path):
     assert [(c.arm, c.size, c.seed) for c in cells] == [*sized, ("full", None, 0), ("full", None, 1)]
 
 
+def test_the_iterations_of_llm2llm_stand_beside_the_same_rows_at_the_same_steps():
+    cells = every_cell(load_comparison(EXAMPLES / "snips/llm2llm-compare.yaml", []))
+    assert {c.arm for c in cells} == {"random", "longest", "full", "one iteration", "three iterations"}
+    assert {c.loop.budget.rounds for c in cells if c.arm.endswith("iterations")} == {4}
+
+
 def test_all_cells_train_alike(tmp_path):
     config = read(tmp_path, GOOD + ARM + "train: {batch_size: 4}\nevaluate: {max_tokens: 3}\n")
     alike = {(str(c.loop.train), c.loop.budget.optimizer_steps, c.loop.model) for c in every_cell(config)}

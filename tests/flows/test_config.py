@@ -27,6 +27,18 @@ def test_the_shipped_examples_load(name):
     assert (config.name, config.choose.step) == (name, "kmeans-quality")
 
 
+def test_the_iterations_of_llm2llm_are_a_loop_that_scores_nothing_and_chooses_all():
+    config = load(Path(__file__).parents[2] / "examples/snips/llm2llm.yaml")
+    assert (config.score, [u.step for u in config.feedback]) == ([], ["llm2llm"])
+
+
+def test_a_check_is_a_score_step(tmp_path):
+    config = read(tmp_path, GOOD + "check: [{step: judge-answers, with: {threshold: 0.5}}]\n")
+    assert config.check[0].config().threshold == 0.5
+    with pytest.raises(ConfigError, match="check: duplicates is a filter step; a score step belongs there"):
+        read(tmp_path, GOOD + "check: [{step: duplicates}]\n")
+
+
 def test_set_reaches_into_lists_and_budgets(tmp_path):
     text = GOOD + "score: [{step: clear-filter}]\n"
     config = read(tmp_path, text, ["budget.rounds=2", "seeds=[1,2]", "score.0.with.threshold=0.25"])
