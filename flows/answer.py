@@ -78,8 +78,9 @@ def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """What to do, in a sentence or two, of the arms that had the largest budget."""
     base = results["baseline"]
     compared = [a for a in arms if "difference" in a and a["size"] in (max(results["sizes"]), None)]
+    compared = [a for a in compared if not a["same_rows"]]
     if not compared:
-        return f"There is nothing to compare with {base}: it failed, or no other arm stands."
+        return f"There is nothing to compare with {base}: it failed, or no other arm stands or took other rows."
     better = [a for a in compared if a["difference"]["holm"] < 0.05 and a["difference"]["mean"] > 0]
     if better:
         best, *others = sorted(better, key=lambda a: -a["accuracy"]["mean"])
@@ -93,7 +94,7 @@ def verdict(arms: list[dict[str, Any]], results: dict[str, Any]) -> str:
     if None in needed:
         some = " of some arms" if any(needed) else ""
         more = f" For differences of {points}{some} the held-out rows are too few, however many seeds there are."
-    elif needed:
+    elif needed and max(needed) > max(a["difference"]["seeds"] for a in compared):
         more = f" {max(needed):,} seeds would most likely show a difference of {points}."
     return (
         f"Keep {base}: nothing was shown to be better {_with(max(a['difference']['seeds'] for a in compared))}.{more}"

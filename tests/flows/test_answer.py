@@ -153,6 +153,9 @@ def test_arms_with_the_same_rows_are_said_to_be_the_same():
     for c in found["cells"]:
         c["choice"] = f"same-{c['seed']}"
     assert "chose the same rows as random" in by_arm(answer(found))["clear"]["sentence"]
+    assert answer(found)["verdict"] == (
+        "There is nothing to compare with random: it failed, or no other arm stands or took other rows."
+    )
 
 
 def test_a_choice_under_its_budget_says_what_it_has():
