@@ -152,11 +152,15 @@ def _shares(able: pl.DataFrame, cfg: Choose, weights: pl.DataFrame | None) -> np
     groups = able.select(pl.col("group").unique().sort())
     if not cfg.clusters:
         return np.ones(groups.height)
+    known = able.group_by("group").agg(share=pl.col("diversity_share").first())
     if weights is None:
-        known = able.group_by("group").agg(weight=pl.col("diversity_share").first())
+        moved = pl.DataFrame(schema={"group": pl.Int32, "weight": pl.Float64})
     else:
-        known = weights.select(pl.col("cluster").cast(pl.Int32).alias("group"), "weight")
-    return groups.join(known, on="group", how="left", maintain_order="left")["weight"].fill_null(0.0).to_numpy()
+        moved = weights.select(pl.col("cluster").cast(pl.Int32).alias("group"), "weight")
+    found = groups.join(known, on="group", how="left", maintain_order="left")
+    found = found.join(moved, on="group", how="left", maintain_order="left")
+    # a cluster that had no row when weights were learnt has its share of the pool
+    return found.select(pl.coalesce("weight", "share", pl.lit(0.0))).to_series().to_numpy()
 
 
 def _most_rows(able: pl.DataFrame, cfg: Choose, shares: np.ndarray) -> int:
@@ -188,6 +192,7 @@ def _allocate(able: pl.DataFrame, cfg: Choose, shares: np.ndarray, rows: int) ->
             most = int(Decimal(str(quota)) * (cfg.tokens or rows))  # as it was written: 0.29 * 100 is under 29
             if size[mine].sum() > most:
                 first = mine[np.argsort(place[mine] / budget[group[mine]], kind="stable")]
+                first = first[size[first] <= most]  # one that is over the quota alone keeps no other out
                 kept = first[np.cumsum(size[first]) <= most]
                 gone = source == name
                 gone[kept] = False

@@ -83,9 +83,10 @@ def draw(
     sizes = pool.group_by("diversity_cluster").agg(size=pl.len(), weight=pl.col("diversity_share").first())
     sizes = sizes.sort("diversity_cluster")
     if weights is not None:
-        sizes = sizes.drop("weight")
-        known = weights.select(pl.col("cluster").cast(pl.Int32).alias("diversity_cluster"), "weight")
-        sizes = sizes.join(known, on="diversity_cluster", how="left").with_columns(pl.col("weight").fill_null(0.0))
+        known = weights.select(pl.col("cluster").cast(pl.Int32).alias("diversity_cluster"), moved="weight")
+        # a cluster that had no row when weights were learnt has its share of the pool
+        sizes = sizes.join(known, on="diversity_cluster", how="left", maintain_order="left")
+        sizes = sizes.with_columns(weight=pl.coalesce("moved", "weight", pl.lit(0.0))).drop("moved")
     budget = largest_remainder(sizes["weight"].to_numpy(), sizes["size"].to_numpy(), wanted)
     sizes = sizes.with_columns(budget=pl.Series(budget, dtype=pl.Int64))
     ranked = _ranked(pool, cfg).join(sizes, on="diversity_cluster", how="left")

@@ -91,9 +91,10 @@ def last_number(text: str) -> float | None:
 
 
 def marked_number(text: str) -> float | None:
-    """The number that ends an answer of GSM8K, in the line after the last ####; None without one."""
+    """The number that ends an answer of GSM8K, the first in the line after the last ####; None without one."""
     _, mark, final = text.rpartition("####")
-    return last_number(final.strip().partition("\n")[0]) if mark else None
+    found = _NUMBER.findall(final.strip().partition("\n")[0].replace("\u2212", "-"))
+    return float(found[0].replace(",", "")) if mark and found else None
 
 
 def nll(found: list[float] | Failed) -> float | None:

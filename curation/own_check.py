@@ -28,8 +28,10 @@ def checked(
         try:
             said = None if answer is None else check(answer, response(messages))
             score = None if said is None else float(said)
+            if score is not None and not 0 <= score <= 1:  # and NaN, which polars takes for the greatest number
+                raise ValueError(f"{said!r} is no number from 0 to 1")
         except Exception as why:  # theirs may raise anything, and one row is no reason to stop
-            error = f"{type(why).__name__}: {why}"[:300]
+            score, error = None, f"{type(why).__name__}: {why}"[:300]
         scores.append(score)
         errors.append(error)
     return rows.with_columns(

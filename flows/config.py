@@ -117,6 +117,9 @@ class Given(Strict):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Settings of the `evaluate` step."""
 
+    check: list[Use] = Field(default_factory=list)
+    """Score steps that say after `evaluate` which answers are right: `judge-answers` with a threshold, or your own."""
+
     seeds: list[Annotated[int, Field(ge=0, strict=True)]] = Field([0], min_length=1)
     """One whole loop, or one training of every arm, for each."""
 
@@ -138,9 +141,6 @@ class LoopConfig(Given):
 
     feedback: list[Use] = Field(default_factory=list)
     """Steps by which a round's results change the next."""
-
-    check: list[Use] = Field(default_factory=list)
-    """Score steps that say after `evaluate` which answers are right: `judge-answers` with a threshold, or your own."""
 
     baselines: bool = True
     """Also train on a random choice of the same size and on the full pool."""
@@ -178,6 +178,10 @@ def check_given(path: Path, config: Given) -> None:
         raise ConfigError(f"{path}: train: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike")
     train_settings(config.train)
     settings("evaluate", config.evaluate)
+    _check_kinds(path, "check", ("score",), config.check)
+    for use in config.check:
+        if getattr(use.config(), "threshold", 1.0) is None:
+            raise ConfigError(f"{path}: check: {use.step} without a threshold changes no verdict; give it one")
     for key in ("pool", "heldout", "spoilt"):
         if (file := getattr(config, key)) and not (path.parent / file).is_file():
             raise ConfigError(f"{path}: {key}: there is no file {path.parent / file}")
@@ -189,18 +193,21 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
         ("score", ("score", "filter", "revise"), said.score),
         ("choose", ("select",), [said.choose]),
         ("feedback", ("make", "table", "revise"), said.feedback),
-        ("check", ("score",), getattr(said, "check", [])),  # an arm has none
     ):
-        for use in uses:
-            use.config()
-            if (kind := find_step(use.step).kind) not in kinds:
-                raise ConfigError(
-                    f"{path}: {where}{key}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
-                )
+        _check_kinds(path, f"{where}{key}", kinds, uses)
     if decided := {"rows", "tokens", "round", "seed"} & set(said.choose.with_):
         raise ConfigError(
             f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
         )
+
+
+def _check_kinds(path: Path, where: str, kinds: tuple[str, ...], uses: list[Use]) -> None:
+    for use in uses:
+        use.config()
+        if (kind := find_step(use.step).kind) not in kinds:
+            raise ConfigError(
+                f"{path}: {where}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"
+            )
 
 
 def apply_changes(said: dict[str, Any], changes: list[str]) -> dict[str, Any]:

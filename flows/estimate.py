@@ -52,6 +52,8 @@ def estimate(config: LoopConfig, folder: Path) -> str:
     answer = Use(step="evaluate", **{"with": {"likelihood": False} | config.evaluate}).config()
     score = Use(step="evaluate", **{"with": config.evaluate | {"likelihood": True}}).config()
     of_models += asked("evaluate", answer, held_mean) * (held * (trainings + seeds))
+    for use in config.check:
+        of_models += asked(use.step, use.config(), held_mean) * (held * (trainings + seeds))
     fed = seeds * (budget.rounds - 1) * (chosen + rows * config.validation)
     of_models += asked("evaluate", score, mean_of) * fed
     for use in makes:

@@ -205,10 +205,12 @@ def fit_observed(config: FitConfig, seen: pl.DataFrame, bounds: dict[str, tuple[
 
 
 def as_rule(config: FitConfig, store: Store, seen: pl.DataFrame, found: Fit) -> Rule:
+    others = found.fitted - found.own
+    seen_by = f"{found.own} subsets" + (f" and {others} trainings of other runs" if others else "")
     return Rule(
         name=config.name,
         version=key_of(seen.rows())[:12],
-        source=f"fitted on {config.pool}: {config.rows} rows, {config.optimizer_steps} steps, {found.fitted} subsets",
+        source=f"fitted on {config.pool}: {config.rows} rows, {config.optimizer_steps} steps, {seen_by}",
         intercept=found.regression.intercept,
         terms=found.terms,
         r2=found.regression.r2,

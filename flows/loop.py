@@ -15,7 +15,7 @@ from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
-from storage.store import Store
+from storage.store import Store, StoreError
 
 EVERYTHING = 10**9  # more rows than a pool has
 
@@ -59,7 +59,9 @@ def go_round(
             results = turn.keep("results", assemble.together(store, [seen, validated]))
             revise = [u for u in config.feedback if find_step(u.step).kind == "revise"]
             others = [u for u in config.feedback if u not in revise]
-            made = [turn.apply(u, rows, results=results, weights=weights, heldout=heldout) for u in others]
+            tables = {"results": results, "weights": weights}  # rows that are made are held to what is held out
+            held = {"make": {"heldout": heldout}}
+            made = [turn.apply(u, rows, **tables, **held.get(find_step(u.step).kind, {})) for u in others]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
@@ -150,6 +152,8 @@ class Turn:
             budget = within(self.store, use, rows, tokens, tables, **self._drawn())
             use = use.model_copy(update={"with_": use.with_ | budget})
         choice = self.apply(use, rows, weights=weights, earlier=earlier)
+        if tokens and not self.store.manifest(choice).counts["taken"]:
+            raise StoreError(f"{use.step}: no row fits a budget of {tokens:,} tokens; give more")
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
@@ -179,7 +183,8 @@ class Turn:
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
         name, label = self._name(what), self._label(what)
         made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name)
-        models = role_models(self.config, self.store, self.student) if self.config.check else {}
+        # one judge for all arms and rounds
+        models = role_models(self.config, self.store, None) | {"student": student} if self.config.check else {}
         for check in self.config.check:
             made = run_one_step(f"{label}, {check.step}", self.root, check.step, check.config(), made, {}, models, name)
         return made

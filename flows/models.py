@@ -45,7 +45,8 @@ def check_models(config: LoopConfig, store: Store) -> None:
     models = role_models(config, store, None)
     for spec in models.values():
         identity(spec)
-    asked = [lend(find_step(use.step), use.config(), models, store)[0] for use in (*config.score, *config.feedback)]
+    uses = (*config.score, *config.feedback, *config.check)
+    asked = [lend(find_step(use.step), use.config(), models, store)[0] for use in uses]
     base = tuned(store, config.model, None)  # what is trained, wherever it answers
     for told in dict.fromkeys(filter(None, (of_another_model(settings, base) for settings in asked))):
         say(f"[yellow]{escape(told)}[/yellow]")

@@ -145,7 +145,7 @@ def check_folder(adapter: Path, model: str) -> None:
         said = json.loads(told.read_text())["base_model_name_or_path"] if told.exists() else None
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{told} cannot be read ({error!r}); export the adapter again") from error
-    if said and Path(said).name != Path(model).name:
+    if said and Path(said).name not in model:  # a snapshot of the Hub has the name in its folder's path
         raise StoreError(f"{adapter} was trained on {said}, as it says, not on {model}; name that one with --model")
 
 

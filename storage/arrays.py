@@ -78,6 +78,8 @@ def in_array(lines: Iterator[Found], opened: bool = False) -> Iterator[Found]:
     ahead, bare = _Ahead(), opened
     for line in lines:
         if line.reason:  # the element that it is of is lost, and with the first one the bracket before it
+            if ahead.length and not ahead.lost:
+                yield from _elements(ahead)  # what waited for the end of a long one
             if ahead.lost:
                 yield ahead.lost
             start = _BETWEEN.match(ahead.text).end()

@@ -77,7 +77,8 @@ def _files(given: str) -> tuple[list[tuple[Any, str]], list[str]]:
         files, path = url_to_fs(given)
         if files.isdir(path):
             inside = sorted(files.find(path))
-            return _of_folder(shown(given), {shown(p[len(path) :].lstrip("/")): (files, p) for p in inside})
+            told = shown if "http" in given[:4] else str  # elsewhere a question mark is part of a name
+            return _of_folder(shown(given), {told(p[len(path) :].lstrip("/")): (files, p) for p in inside})
         if not files.exists(path):
             raise StoreError(f"there is nothing at {shown(given)}; check the address and who may read it")
         return [((files, path), shown(path).rsplit("/", 1)[-1])], []

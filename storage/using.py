@@ -146,6 +146,7 @@ def _begin(root: Path) -> _Journal:
     with _open(root, "readers"):
         pass  # it is there for who cannot make it
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.fchmod(file, 0o644)  # whatever the umask: it is for other users to read, also when this process is gone
     fcntl.flock(file, fcntl.LOCK_EX)
     atexit.register(_end, path, os.getpid())
     journal = _JOURNALS[root] = _Journal(path, file)

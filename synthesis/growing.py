@@ -120,6 +120,9 @@ def grow(
     for attempt in range(attempts):
         wanting = [i for i, place in enumerate(places) if _wants(place, kept[i])]
         said = [(i, q) for i in wanting for q in ask(places[i], attempt, [w.messages for w in kept[i]])]
+        if allowance.ended:
+            for i in {i for i, _ in said}:
+                why_short[i] = allowance.ended
         if not said or allowance.ended:
             break
         new: list[tuple[int, Written]] = []

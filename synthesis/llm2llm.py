@@ -99,7 +99,9 @@ def grow(
     wrong = wrong_rows(rows, results, cfg).to_dicts()
     places = [Place(row, min(cfg.per_parent, cfg.rows - k * cfg.per_parent)) for k, row in enumerate(wrong)]
     seed = (cfg.seed * 1009 + cfg.round) * 20  # no two rounds draw alike
-    allowance = Allowance(teacher, cfg.tokens, cfg.seconds)
+    part = 1 / (1 + _SAMPLES) if cfg.agreement else 1.0  # of the bounds; the rest is for checking what it buys
+    allowance = Allowance(teacher, cfg.tokens and int(cfg.tokens * part), cfg.seconds and cfg.seconds * part)
+    checking = Allowance(teacher, cfg.tokens and int(cfg.tokens * (1 - part)), cfg.seconds)
     how = {"max_tokens": cfg.max_tokens, "temperature": cfg.temperature, "top_p": cfg.top_p}
     known = _Known(rows, [row["messages"] for row in wrong], heldout, cfg.max_rouge)
 
@@ -107,7 +109,7 @@ def grow(
         return rows_in(place.parent["messages"], text, cut, cfg.structured)
 
     def agree(new: list[Messages]) -> list[str | None]:
-        return agreed(new, allowance, {**how, "seed": seed + 1_000_000})
+        return agreed(new, checking, {**how, "seed": seed + 1_000_000})
 
     def ask(asking: list[Place], schema: dict | None) -> list[growing.Written]:
         return growing.grow(

@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+from curation.same_answer import same
 from storage.schema import Messages, message, response
 from synthesis.growing import Question, Unread
 
@@ -69,7 +70,9 @@ def rows_in(parent: Messages, text: str, cut: bool, structured: bool = False) ->
     for chunk in chunks:
         parts = [part.strip() for part in _ANSWER.split(chunk)]
         if below:
-            out.append(_row(parent, task, parts[0], response(parent)) if parts[0] else Unread(chunk, "unreadable"))
+            same_answer = len(parts) < 2 or same(parts[1], response(parent))
+            whole = parts[0] and same_answer and not _QUESTION.search(chunk)
+            out.append(_row(parent, task, parts[0], response(parent)) if whole else Unread(chunk, "unreadable"))
         else:
             whole = len(parts) == 2 and all(parts)
             out.append(_row(parent, "", *parts) if whole else Unread(chunk, "unreadable"))
@@ -91,7 +94,10 @@ def task_of(messages: Messages) -> str:
 
 
 def _parts(messages: Messages) -> tuple[str, str, str]:
-    return ((messages[-2]["content"] or "") if len(messages) > 1 else "").partition("\n")
+    asked = (messages[-2]["content"] or "") if len(messages) > 1 else ""
+    if MARKER in response(messages):  # a worked answer is of this very question, however many lines that has
+        return asked, "", ""
+    return asked.partition("\n")
 
 
 def _row(parent: Messages, task: str, asked: str, answer: str | None = None) -> Messages:

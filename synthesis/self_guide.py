@@ -15,10 +15,10 @@ paper's code), which no engine here has.
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.step import Completion, Engine, StepConfig, StepError, step
 from storage.schema import Messages, message, prompt, response
@@ -98,6 +98,12 @@ class SelfGuide(StepConfig):
     def columns(self) -> tuple[str, ...]:
         return ("split",)
 
+    @model_validator(mode="after")
+    def _labels_to_hold_to(self) -> Self:
+        if self.structured and not self.labels:
+            raise ValueError("structured holds answers to labels; name them, or leave it out")
+        return self
+
     def measures(self) -> tuple[bool, bool]:
         """Whether the lengths of inputs and of outputs are looked at."""
         if self.lengths == "auto":
@@ -111,6 +117,7 @@ class Task:
     examples: list[dict[str, Any]]  # rows
     inputs: list[str]
     outputs: list[str]
+    earlier: list[str]  # inputs that were written in earlier rounds
 
 
 @step("self-guide", kind="make", scope="dataset", writes=" ".join(OF_GROWN))
@@ -133,6 +140,7 @@ def guide(rows: pl.DataFrame, cfg: SelfGuide, student: Engine) -> pl.DataFrame:
 
 def tasks(rows: pl.DataFrame) -> list[Task]:
     """The tasks of a dataset, by their instruction lines, as they come; examples are imported rows alone."""
+    grown = [m for m in rows.filter(pl.col("round") > 0)["messages"].to_list() if len(m) > 1]
     examples = rows.filter(pl.col("round") == 0)
     if "split" in examples.columns:
         examples = examples.filter(pl.col("split") == "train")
@@ -142,25 +150,36 @@ def tasks(rows: pl.DataFrame) -> list[Task]:
         if len(said) > 1 and input_of(said).strip() and response(said).strip():
             found.setdefault(task_of(said), []).append(row)
     said = {text: [row["messages"] for row in some] for text, some in found.items()}
-    return [Task(t, some, [*map(input_of, said[t])], [*map(response, said[t])]) for t, some in found.items()]
+    return [
+        Task(t, some, [*map(input_of, said[t])], [*map(response, said[t])], [own_part(m, t) for m in grown])
+        for t, some in found.items()
+    ]
+
+
+def own_part(messages: Messages, task: str) -> str:
+    """What stands below the instruction line of a task, or the whole question where there is none."""
+    asked = messages[-2]["content"] or ""
+    return asked.removeprefix(f"{task}\n") if task else asked
 
 
 def inputs(task: Task, cfg: SelfGuide, allowance: Allowance, seed: int) -> list[Written]:
     """Inputs that the student wrote, as rows without an answer."""
-    known = set(task.inputs)
+    known = {*task.inputs, *task.earlier}
     low, high = bounds(task.inputs)
     measured, _ = cfg.measures()
 
     def ask(place: Place, attempt: int, kept: list[Messages]) -> list[Question]:
         rng = random.Random(f"{cfg.seed} {cfg.round} {task.text} {attempt}")
-        return [input_question(task, [input_of(m) for m in kept], cfg, rng) for _ in range(cfg.prompts)]
+        return [input_question(task, [own_part(m, task.text) for m in kept], cfg, rng) for _ in range(cfg.prompts)]
 
     def read(place: Place, text: str, cut: bool) -> list[Messages | Unread]:
         text = text.removeprefix("Input:").strip()
-        return [Unread(text, "cut at max_tokens") if cut else answered(task, text, "")]
+        if cut or not text:
+            return [Unread(text, "cut at max_tokens" if cut else "empty")]
+        return [answered(task, text, "")]
 
     def refuse(place: Place, new: Messages) -> str | None:
-        text = input_of(new)
+        text = own_part(new, task.text)
         if measured and not low <= len(text) < high:
             return "input of another length"
         if is_noise(text, cfg.noise):
@@ -210,7 +229,7 @@ def annotate(task: Task, new: list[Written], cfg: SelfGuide, allowance: Allowanc
     out = []
     for one, samples in zip(new, said, strict=True):
         answer, why = agreed(samples, task, cfg) if samples is not None else ("", "no answer was asked for")
-        out.append(replace(one, messages=answered(task, input_of(one.messages), answer), refused=why))
+        out.append(replace(one, messages=[*one.messages[:-1], message("assistant", answer)], refused=why))
     return balance(out, cfg.labels)
 
 
@@ -235,7 +254,7 @@ def agreed(samples: list[Completion], task: Task, cfg: SelfGuide) -> tuple[str, 
             lost["with noise"] += 1
         else:
             left.append(text)
-    if len(left) < min(LEAST, cfg.samples):
+    if len(left) < min(LEAST, cfg.samples, cfg.likeliest):
         told = ", ".join(f"{n} {why}" for why, n in lost.items())
         return left[0] if left else "", f"too few answers are left: {told}"
     best = consistent(left, cfg.min_frequency)

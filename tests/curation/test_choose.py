@@ -3,7 +3,8 @@ import polars as pl
 import pytest
 
 from curation.choose import Choose, choose
-from curation.step import StepError
+from curation.diversity import QualityDraw
+from curation.step import STEPS, StepError
 from tests.curation.test_diversity import pool
 
 
@@ -54,6 +55,20 @@ def test_a_source_gets_no_more_than_its_quota_and_others_get_what_it_loses():
     assert taken(rows, rows=8, scores=["good"], quotas=["big=0.25"]) == [0, 1, 6, 7, 8, 9]  # the others have no more
     choice = choose(rows, Choose(rows=5, scores=["good"], quotas=["big=0.4"]))
     assert choice.filter(pl.col("why") == "left: source big has its quota").height == 4
+
+
+def test_a_row_over_its_sources_quota_of_tokens_keeps_no_other_out():
+    sizes = [1200, 100, 100, 100, 100, 100, 500, 500]
+    rows = scored(8, good=[1 - n / 10 for n in range(8)], source=["a"] * 6 + ["b"] * 2, tokens=sizes)
+    assert taken(rows, tokens=2000, scores=["good"], quotas={"a": 0.5}) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_cluster_without_a_weight_has_its_share_of_the_pool():
+    rows = pool([40, 40, 20])
+    weights = pl.DataFrame({"cluster": [0, 1], "weight": [0.4, 0.4]})
+    for step, config in (("choose", Choose(rows=10, clusters=True)), ("kmeans-quality", QualityDraw(rows=10))):
+        choice = STEPS[step](rows, config, tables={"weights": weights}).filter("taken").join(rows, on="id")
+        assert (choice["diversity_cluster"] == 2).sum() == 2
 
 
 def test_the_budget_is_split_over_clusters_with_quotas_and_weights():

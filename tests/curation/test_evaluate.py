@@ -86,6 +86,7 @@ def test_answers_are_the_same_but_for_what_stands_around_them(answer, wanted, ri
         pytest.param("gsm8k", "#### $42.0", "#### 42", 1.0, id="gsm8k dollars"),
         pytest.param("gsm8k", "It is 42.", "#### 42", 0.0, id="gsm8k no mark"),
         pytest.param("gsm8k", "#### 42\nand 7 more", "42", 1.0, id="gsm8k the line of the mark"),
+        pytest.param("gsm8k", "#### 42 apples in 2 boxes", "#### 42", 1.0, id="gsm8k the first number"),
         pytest.param("gsm8k", "#### 0", "1 - 1\n#### 0", 1.0, id="gsm8k nothing"),
         pytest.param("gsm8k", "#### 5", "five", None, id="gsm8k no number wanted"),
         pytest.param("rouge-l", "the cat sat", "the cat sat on the mat", 2 / 3, id="F of 3/3 and 3/6"),
@@ -161,6 +162,14 @@ def test_a_judge_decides_what_is_right_where_a_threshold_says_so():
         found = judge_answers(told, Judged(threshold=threshold), {"judge": judge})
         assert found["student_correct"].to_list() == correct
     assert judge_answers(told.drop("student_correct"), Judged(), {"judge": judge})["student_correct"].null_count() == 2
+
+
+@pytest.mark.parametrize("said", [float("nan"), -0.1, 1.5, float("inf")])
+def test_a_check_that_says_no_number_from_0_to_1_is_no_verdict(said):
+    told = rows(("a", "1")).with_columns(student_answer=pl.Series(["1"]))
+    found = checked(told, lambda answer, wanted: said)
+    assert found.select("student_score", "student_correct").row(0) == (None, None)
+    assert "is no number from 0 to 1" in found["student_check_error"][0]
 
 
 def test_a_check_of_the_users_own_that_raises_marks_the_row_and_goes_on():

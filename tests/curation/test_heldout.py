@@ -51,8 +51,10 @@ def test_a_held_out_question_is_found_without_the_instruction_of_its_set_and_a_l
         "heldout-overlap: h2"
     ]
     assert reasons([LONG], [f"Answer in one word.\n{LONG} {word}" for word in WORDS]) == ["heldout-overlap: h0"]
-    asked = [f"Answer in one word.\n{LONG} {word}" for word in WORDS]
-    assert reasons([f"Now tell me, my dear friend, whatever it is that comes to your mind first: {LONG} river"], asked)
+    own = [f"{' '.join(WORDS[k:] + WORDS[:k])} and so on to the {k}th and last" for k in range(10)]
+    long = [f"Answer in one word.\n{text}" for text in own]
+    other = f"Now tell me, my dear friend, whatever it is that comes to your mind first: {own[3]}"
+    assert reasons([other], long) == ["heldout-overlap: h3; 100 % of its prompt in runs of 8 words"]
 
 
 def test_a_short_question_about_another_passage_that_is_held_out_too_is_no_overlap():

@@ -120,6 +120,19 @@ def test_ablation_leaves_out_each_stage_with_what_stands_on_it():
     assert "instructmining-score" in str(perplexity.score)  # it asks the base model itself
 
 
+def test_a_check_of_answers_is_the_same_for_every_arm():
+    check = 'check=[{"step": "judge-answers", "with": {"threshold": 0.5}}]'
+    for config in (
+        ablation(EXAMPLES / "snips/loop.yaml", [check]),
+        load_comparison(EXAMPLES / "snips/compare.yaml", [check]),
+    ):
+        assert {arm: [use.step for use in config.loop(arm, 700).check] for arm in config.every_arm()} == {
+            arm: ["judge-answers"] for arm in config.every_arm()
+        }
+    with pytest.raises(ConfigError, match="without a threshold changes no verdict"):
+        load_comparison(EXAMPLES / "snips/compare.yaml", ['check=[{"step": "judge-answers"}]'])
+
+
 def test_ablation_keeps_the_budget_and_the_stopping_of_the_run():
     path, tokens = EXAMPLES / "snips" / "loop.yaml", "budget={tokens: 900, rounds: 2, stop_when_flat: true}"
     config = ablation(path, [tokens])

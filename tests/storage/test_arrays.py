@@ -30,6 +30,15 @@ def test_a_giant_is_one_reject_wherever_it_stands(monkeypatch, where, apart):
     assert len(reasons) == 1 and reasons[0].startswith("element of ")
 
 
+def test_what_waits_behind_a_long_element_is_not_lost_with_a_giant(monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
+    long = GOOD | {"history": ["a turn of a long talk" for _ in range(500)]}
+    records = [long, GOOD | {"n": 1}, GOOD | {"n": 2}, GOOD | {"input": "x" * 2000}, GOOD | {"n": 3}]
+    rows, reasons = found(json.dumps(records, indent=1))
+    assert rows == [long, *(r for r in records if "n" in r)]
+    assert len(reasons) == 1 and reasons[0].startswith("element of ")
+
+
 def test_two_giants_are_two_rejects(monkeypatch):
     monkeypatch.setattr(lines, "LONGEST_LINE", 300)
     giant = GOOD | {"input": "x" * 2000}

@@ -100,6 +100,7 @@ def test_a_student_without_mistakes_grows_nothing_and_asks_nothing():
 
 TWELVE = "one two three four five six seven eight nine ten eleven twelve"
 PLAIN = [message("user", "2+2?"), message("assistant", "4")]
+WORKED = [message("user", "Tom has 3 and gets 2.\nHow many?"), message("assistant", "3+2=5\n#### 5")]
 BELOW = [message("user", "Pick: a, b\nplay jazz"), message("assistant", "a")]
 
 
@@ -127,6 +128,15 @@ BELOW = [message("user", "Pick: a, b\nplay jazz"), message("assistant", "a")]
         pytest.param(BELOW, "some rock\nAnswer: a", False, [("Pick: a, b\nsome rock", "a")], id="an-input"),
         pytest.param(
             BELOW, "Input: x y\nInput: z", False, [("Pick: a, b\nx y", "a"), ("Pick: a, b\nz", "a")], id="inputs"
+        ),
+        pytest.param(BELOW, "x\nAnswer: b", False, ["unreadable"], id="an-input-with-another-answer"),
+        pytest.param(BELOW, "Question: c?\nAnswer: a", False, ["unreadable"], id="a-question-for-an-input"),
+        pytest.param(
+            WORKED,
+            "Question: 3 more?\nHow many?\nAnswer: 6\n#### 6",
+            False,
+            [("3 more?\nHow many?", "6\n#### 6")],
+            id="worked",
         ),
         pytest.param(BELOW, "some ro", True, ["cut at max_tokens"], id="cut-input"),
         pytest.param(BELOW, "Input:\nInput: z", False, ["unreadable", ("Pick: a, b\nz", "a")], id="an-empty-input"),
@@ -283,6 +293,30 @@ def test_the_teacher_writes_no_more_tokens_than_it_may():
     assert len(teacher.asked) == 11 and made["drop_reason"].null_count() == 11
     assert why(made) == {"short of the quota: the tokens are spent": 9}
     assert teacher.how[0]["seed"] != teacher.how[1]["seed"]
+
+
+def test_what_the_teacher_checks_has_its_own_part_of_the_tokens():
+    numbers = count()
+
+    class Counting(FakeEngine):
+        def generate(self, prompts, **how):
+            return [[Completion(c.text, tokens=5) for c in a] for a in super().generate(prompts, **how)]
+
+    teacher = Counting(reply=lambda text, i: f"new {next(numbers)}" if "Write" in text else "a")
+    pool = rows(*[(f"Pick.\nthing {i}", "a") for i in range(20)])
+    assert grow(pool, wrong(20), teacher, max_tokens=10, tokens=400, agreement=True).height == 19
+    assert len(teacher.asked) == 38  # 19 rows for 95 of a quarter, and three answers to each for 285 of the rest
+
+
+def test_places_that_came_too_late_say_that_the_tokens_are_spent():
+    pool = rows(*[(f"Pick.\nthing {i}", "a") for i in range(3)], *[(f"thing {i}?", "a") for i in range(3)])
+    teacher = Trying(*[Completion("[]", tokens=1)] * 2)
+    made = written(pool, wrong(6), teacher, structured=True, tokens=2, max_tokens=1, attempts=1)
+    assert why(made) == {
+        "unreadable": 2,
+        "short of the quota: asked 1 times": 2,
+        "short of the quota: the tokens are spent": 4,
+    }
 
 
 def test_nothing_is_asked_once_the_seconds_are_over():

@@ -288,3 +288,42 @@ def test_a_system_prompt_stands_once_before_the_examples():
     made = guide(examples, Seeing(reply=student(["new?"], lambda text, i: "yes").reply), epochs=1, prompts=1)
     assert [m["role"] for m in seen[1]] == ["system", *["user", "assistant"] * 3, "user"]
     assert [m["role"] for m in made["messages"].to_list()[0]] == ["system", "user", "assistant"]
+
+
+def test_an_input_of_several_lines_is_kept_with_the_answer_to_all_of_it():
+    plain = rows(("Is snow cold?", "yes"), ("Is fire cold?", "no"), ("Are cats?", "yes"))
+    asked = []
+
+    def reply(text, i):
+        if text.startswith("Write"):
+            return "Tom has 3 apples.\nHow many has he?"
+        asked.append(text)
+        return "3"
+
+    made = guide(plain, FakeEngine(reply=reply), epochs=1, prompts=1, min_frequency=0)
+    kept = made.filter(pl.col("drop_reason").is_null())["messages"].to_list()
+    assert [(instruction(m), response(m)) for m in kept] == [("Tom has 3 apples.\nHow many has he?", "3")]
+    assert asked[0].endswith("Tom has 3 apples.\nHow many has he?")
+
+
+def test_an_input_that_is_a_word_before_nothing_is_empty():
+    made = guide(EXAMPLES, student(["Input:", "Input: ", "Input: Is ice?"], lambda *_: "yes"), epochs=1)
+    assert live(made) == [("Is ice?", "yes")] and why(made)["empty"] == 2
+
+
+@pytest.mark.parametrize("likeliest", [1, 2])
+def test_as_few_answers_as_are_asked_for_can_agree(likeliest):
+    made = guide(EXAMPLES, student(["Is ice?"], lambda *_: "yes"), epochs=1, prompts=1, likeliest=likeliest)
+    assert live(made) == [("Is ice?", "yes")]
+
+
+def test_what_was_written_in_an_earlier_round_is_not_written_again():
+    first = guide(EXAMPLES, student(["Is ice?"], lambda *_: "yes"), epochs=1, prompts=1)
+    grown = pl.concat([EXAMPLES, first.select(EXAMPLES.columns)], how="vertical_relaxed")
+    again = guide(grown, student(["Is ice?", "Is rain?"], lambda *_: "yes"), epochs=1, prompts=2, round=2)
+    assert live(again) == [("Is rain?", "yes")] and why(again)["input there already"] == 1
+
+
+def test_structure_without_labels_to_hold_to_is_refused():
+    with pytest.raises(ValueError, match="name them"):
+        sg.SelfGuide(structured=True)
