@@ -7,9 +7,9 @@ from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
 
 
-def sealed(store, name, frame, schema=ROW, kind="rows"):
+def sealed(store, name, frame, schema=ROW, kind="rows", **counts):
     part = store.put_part(name, frame, schema)
-    return store.seal(Manifest(name, kind, name, 1, {}, {}, {}, ((part,),)))
+    return store.seal(Manifest(name, kind, name, 1, {}, {}, {}, ((part,),), counts=counts))
 
 
 @pytest.fixture
@@ -45,6 +45,19 @@ def test_a_choice_of_a_dropped_row_is_refused(store):
     pool = sealed(store, "pool", marked)
     with pytest.raises(StoreError, match="choose again"):
         assemble.taken(store, pool, choice(store, r0=True, r1=True))
+
+
+def test_live_leaves_out_what_a_maker_refused_and_copies_nothing_where_all_is_kept(store):
+    made = sealed(
+        store,
+        "made",
+        rows(("q", "a"), ("q", "b"), drop_reason=[None, "llm2llm: empty"], score=[0.5, 0.1]),
+        rows=2,
+        live=1,
+    )
+    assert store.read(assemble.live(store, made)).select("id", "score", "drop_reason").rows() == [("r0", 0.5, None)]
+    whole = sealed(store, "whole", rows(("q", "c")), rows=1, live=1)
+    assert assemble.live(store, whole) == whole
 
 
 def test_where_gives_live_rows_with_the_value(store):

@@ -97,6 +97,14 @@ def test_an_address_is_read_like_a_file_and_found_again(tmp_path):
     assert imported(tmp_path, "memory://bucket")[1].height == 3
 
 
+def test_a_question_mark_is_part_of_a_name_where_names_are_no_addresses(tmp_path):
+    for version in (1, 2):
+        with fsspec.open(f"memory://versions/raw?{version}.jsonl", "wb") as file:
+            file.write(LINE.encode())
+    origin = imported(tmp_path, "memory://versions")[2]
+    assert origin["file"].to_list() == ["raw?1.jsonl", "raw?2.jsonl"]
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
