@@ -5,7 +5,8 @@ asked and said where that is no row at all. For each row that was wanted and is 
 `short of the quota`. So kept and missing rows are the quota, and the counts of a dataset say what a teacher is worth.
 
 Beside a row stand `clear_writer` (the model that wrote it, as beside a correction), `grown_prompt` (the wording that it
-was asked with) and `grown_seed`. Raw answers lie in the store of responses: read by another parser they cost nothing.
+was asked with) and `grown_seed` (of the attempt; where a bound makes it several calls, each draws by 2^24 more). Raw
+answers lie in the store of responses: read by another parser they cost nothing.
 """
 
 import unicodedata
