@@ -128,7 +128,7 @@ def _counts(made: Manifest, numbers: pl.DataFrame) -> str:
             _table(["taken", "why", "rows"], [(str(t), text(w, 200), f"{n:,}") for t, w, n in why.head(20).iter_rows()])
         )
     if "drop_reason" in numbers.columns and numbers["drop_reason"].null_count() < numbers.height:
-        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"\b[0-9a-f]{20}\b|[0-9]+(\.[0-9]+)?", "#")
+        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"\b[0-9a-f]{20}\b|\b[0-9]+(\.[0-9]+)?", "#")
         reasons = why.alias("why").value_counts(sort=True).head(12)
         blocks.append(
             _table(
