@@ -2,14 +2,14 @@
 
 from flows import loop
 from flows.config import LoopConfig, Use
-from flows.tasks import run_one_step
 from storage.store import Store
+from tests.flows.test_kept_clusters import without_server
 from tests.flows.test_report import sealed
 from tests.rows import rows
 
 
 def test_a_check_has_the_last_word_on_what_is_right(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "run_one_step", run_one_step.fn)  # in this process, without a server
+    monkeypatch.setattr(loop, "run_one_step", without_server)
     store = Store(tmp_path)
     pool = sealed(store, "pool", rows(("What is red?", "a car that no model names"), ("What is blue?", "zebras")))
 

@@ -6,6 +6,7 @@ import polars as pl
 from curation.step import STEPS
 from flows import loop
 from flows.config import LoopConfig, Use
+from flows.models import lend
 from flows.run import run_step
 from storage.store import Store
 from tests.curation.test_diversity import embedded
@@ -13,8 +14,10 @@ from tests.flows.test_report import sealed
 
 
 def without_server(label, root, step, settings, rows, tables, models, name):
+    """What the task does, but for the card, for which a Prefect server would be started."""
     store = Store(root)
-    store.name(name, run_step(store, STEPS[step], settings, rows, tables))
+    config, lease = lend(STEPS[step], settings, models, store)
+    store.name(name, run_step(store, STEPS[step], config, rows, tables, lease))
     return store.resolve(name)
 
 
