@@ -2,14 +2,14 @@
 
     python -m bench.gpu                      # shapes of Llama-3.2-1B and Llama-3.1-8B, LoRA and QLoRA, packing on
     python -m bench.gpu --shapes 1b --steps 20
-    python -m bench.gpu --shapes tiny --steps 4     # anywhere, without a GPU: that it runs, not how fast
+    python -m bench.gpu --shapes tiny --steps 8     # anywhere, without a GPU: that it runs, not how fast
 
 Each line is a process of its own, so that its memory is its own: `ours` is training.sft.train, packed; `bare` is
 transformers and peft with a loop of ten lines, rows padded; `TRL` is SFTTrainer with its defaults. All train on the
 same rows, whose lengths are spread as those of instruction data are (log-normal), to the same batch size; speed is that
-of the tokens of the rows, padding left out, after the first steps. FLOPs of a token are those of the matrices: 2 N
-forward and 2 N backward, since frozen weights have no gradient, and those of attention; what is computed again for
-checkpointing is no useful work and not counted.
+of the tokens of the rows, padding left out, after the first five steps, which do not count, so that there must be more
+than these. FLOPs of a token are those of the matrices: 2 N forward and 2 N backward, since frozen weights have no
+gradient, and those of attention; what is computed again for checkpointing is no useful work and not counted.
 """
 
 import argparse
@@ -227,6 +227,8 @@ def main() -> None:
     asked.add_argument("--peak", type=float, help="FLOP/s of the GPU in bf16, where it is none of " + ", ".join(PEAK))
     asked.add_argument("--one", nargs=3, metavar=("PLAN", "SHAPE", "FOLDER"), help=argparse.SUPPRESS)
     said = asked.parse_args()
+    if said.steps <= WARM:
+        asked.error(f"--steps {said.steps}: the first {WARM} are not counted, so take {WARM + 1} or more")
     if said.one:
         return one(said.one[0], said.one[1], Path(said.one[2]), said)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def serve_command(store: Store, trained: str, model: str, name: str, port: int) 
     """
     made = result(store, trained)
     folder, base = store.files(trained), str(model_folder(model))
-    start = ["python", "-m", "vllm.entrypoints.openai.api_server"]
+    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     if not (folder / "adapter_config.json").exists():
         return [*start, "--model", str(folder), "--served-model-name", name, "--port", str(port)]
     check_base(made, model)
@@ -71,7 +72,8 @@ def serve_command(store: Store, trained: str, model: str, name: str, port: int) 
         raise StoreError(f"{name} has rank {said['r']}, over vLLM's {RANKS[-1]}; merge it and serve the folder")
     return [
         *[*start, "--model", base, "--port", str(port)],
-        *["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder}"],
+        # a place more than adapters: on a CPU the bare model is answered with whatever lies in the last one
+        *["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={folder}"],
         # without the head among them: vLLM's engine dies when it is asked for prompt log-probabilities
         *["--lora-target-modules", *sorted({t.rpartition(".")[-1] for t in said["target_modules"]})],
     ]
@@ -83,7 +85,7 @@ def card(store: Store, made: Manifest, model: str, merged: bool) -> str:
     config: dict[str, Any] = made.config
     library = "transformers" if merged or config.get("method") == "full" else "peft"
     names = [name for name, dataset in store.names().items() if dataset == rows.id]
-    base = base_name(EngineSpec(model=model))
+    base = base_name(store, EngineSpec(model=model))
     front = [f"base_model: {base}", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [thresher]"]
     load = {
         "peft": f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this folder")',

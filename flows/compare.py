@@ -128,6 +128,8 @@ def gather(
     ends = [d for c in cells for d in (c.tested, c.choice, c.adapter, *c.earlier) if d]
     made = report.lineage(store, [untuned, *ends])
     facts = [store.run_facts(m.id) for m in made]
+    left_out = report.unscorable(store, [untuned, *(c.tested for c in cells if not c.failed)])
+    held = store.manifest(heldout)
     return {
         "name": config.name,
         "model": config.model,
@@ -137,10 +139,10 @@ def gather(
         "optimizer_steps": config.budget.optimizer_steps,
         "seeds": config.seeds,
         "pool": dict(store.manifest(pool).counts),
-        "heldout": {"rows": store.manifest(heldout).counts["live"], "digest": store.manifest(heldout).digest},
+        "heldout": {"rows": held.counts["live"] - len(left_out), "unscorable": len(left_out), "digest": held.digest},
         "spoilt": float(origin["line"].is_in(list(spoilt)).mean()) if spoilt is not None else None,
-        "untuned": _answers(store, untuned),
-        "cells": [_facts(store, cell, wrong) for cell in cells],
+        "untuned": _answers(store, untuned, left_out),
+        "cells": [_facts(store, cell, wrong, left_out) for cell in cells],
         "overlap": _overlaps(store, cells),
         "arms": {name: _told(arm) for name, arm in config.every_arm().items()},
         "steps": {
@@ -171,7 +173,7 @@ def _told(arm: Arm) -> dict[str, list[str]]:
     return told | ({"rounds": [f"{arm.rounds}{flat}"]} if arm.rounds > 1 else {})
 
 
-def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, Any]:
+def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None, left_out: set[str]) -> dict[str, Any]:
     said = {"arm": cell.arm, "size": cell.size, "seed": cell.seed, "failed": cell.failed}
     if cell.failed:
         return said
@@ -185,7 +187,7 @@ def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None) -> dict[str, An
         "choice": key_of(sorted(store.read(cell.chosen, ["id"])["id"])),
         "chosen": cell.chosen,
         "adapter": cell.adapter,
-        "answers": _answers(store, cell.tested),
+        "answers": _answers(store, cell.tested, left_out),
     }
     if wrong is not None:
         said["spoilt"] = round(report.taken_share(store, cell.rows, cell.choice, wrong)["spoilt"], 4)
@@ -199,9 +201,10 @@ def _costs(store: Store, ends: list[str]) -> list[dict[str, Any]]:
     return [store.part_facts(p) for p in parts.values()] + [store.run_facts(m.id) for m in made if m.kind == "adapter"]
 
 
-def _answers(store: Store, tested: str) -> dict[str, Any]:
+def _answers(store: Store, tested: str, left_out: set[str]) -> dict[str, Any]:
     """Held-out answers by row, the rows in one order: right or wrong as 1 and 0, and the loss where it was measured."""
     rows = store.read(tested, ["id", "student_correct", "student_nll"]).sort("id")
+    rows = rows.filter(~pl.col("id").is_in(list(left_out)))
     right = "".join("1" if c else "0" for c in rows["student_correct"].fill_null(False))
     loss = rows["student_nll"]
     return {"right": right} | ({} if loss.null_count() else {"loss": loss.round(4).to_list()})

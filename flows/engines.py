@@ -28,6 +28,7 @@ __all__ = [
     "EngineError",
     "EngineSpec",
     "adapter_folder",
+    "dataset_of",
     "identity",
     "leases",
     "model_folder",
@@ -37,12 +38,13 @@ __all__ = [
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
 _VERSIONS = {
-    "local": 3,
-    "vllm": 2,
+    "local": 4,
+    "vllm": 3,
     "openai": 1,
     "sentence-transformers": 1,
     "classifier": 1,
 }  # raised when an engine's code comes to answer differently
+_WORDING = "worded-2"  # of prompts that are written here for a server; raised when they come to be written otherwise
 PACKAGED = "all-MiniLM-L6-v2"
 _OF_LANGUAGE = ("local", "vllm", "openai")
 _SMALL = ("sentence-transformers", "classifier")
@@ -116,8 +118,8 @@ def trained_on(base: EngineSpec) -> str:
 def _of_server(said: OpenAI) -> list[str]:
     """What decides a server's answers beside the model's name: who writes the prompt, and where it is cut."""
     where = said.revision or hashlib.sha256(said.url.encode()).hexdigest()[:12]
-    writer = _digest(model_folder(said.tokenizer, weights=False), weights=False) if said.tokenizer else []
-    return [where, *writer, *([f"thinks{said.reasoning_tokens}"] if said.reasoning_tokens is not None else [])]
+    written = said.tokenizer and [_WORDING, *_digest(model_folder(said.tokenizer, weights=False), weights=False)]
+    return [where, *(written or []), *([f"thinks{said.reasoning_tokens}"] if said.reasoning_tokens is not None else [])]
 
 
 def _digest(folder: Path | None, weights: bool = True) -> list[str]:
@@ -145,20 +147,27 @@ def leases(
             engines = {r: _engine(spec, identities[r], keys[r], where[r]) for r, spec in specs.items()}
         yield {role: _kept(engine, specs[role].kind, store, progress, spent) for role, engine in engines.items()}
 
-    adapters = {role: dataset for role, spec in specs.items() if (dataset := _dataset_of(spec, store))}
+    made = {role: dataset_of(store, Path(spec.adapter or spec.model)) for role, spec in specs.items()}
+    adapters = {role: dataset for role, dataset in made.items() if dataset}
     return Lease(identities, open_, spent, adapters)
 
 
 def devices(specs: Mapping[str, EngineSpec], card: str) -> dict[str, str]:
     """Where the model of each role runs. Beside vLLM, which takes its share of a GPU whole, small models take the CPU.
 
-    Raises EngineError where the engines of one step cannot share a GPU.
+    Raises EngineError where the engines of one step cannot share a GPU: one of the local engine takes as much of it as
+    its longest batch comes to need, and vLLM has left it what happens to be over.
     """
     shares = {_base_key(spec, card): spec.settings.gpu_memory for spec in specs.values() if spec.kind == "vllm"}
     if card == "cuda" and sum(shares.values()) > 1:
         raise EngineError(
             f"the step needs {len(shares)} vLLM engines at once, and their gpu_memory is {sum(shares.values()):g} of a "
             "GPU in all: give each less, 1 in all, or give one of the roles a server or the same model"
+        )
+    if local := [role for role, spec in specs.items() if spec.kind == "local" and card == "cuda" and shares]:
+        raise EngineError(
+            f"the {local[0]} is on the local engine, and the same step has a role on vLLM, which takes its share of "
+            "the GPU whole: give both to vLLM, one of them to a server, or both to the local engine"
         )
     return {role: "cpu" if shares and spec.kind in _SMALL else card for role, spec in specs.items()}
 
@@ -231,8 +240,7 @@ def _keep_only(keys: set[Key], kinds: tuple[str, ...] | None = None) -> None:
     for key in [k for k in _LOADED if k not in keys and (kinds is None or k[0] in kinds)]:
         engine = _LOADED.pop(key)
         try:
-            if key[0] in _OF_LANGUAGE:
-                engine.close()
+            engine.close()
         except EngineError as why:
             wrong.append(why)
     if wrong:
@@ -258,9 +266,8 @@ def adapter_folder(spec: EngineSpec) -> Path | None:
     raise EngineError(f"there is no adapter in {spec.adapter}; give a folder that holds adapter_config.json")
 
 
-def _dataset_of(spec: EngineSpec, store: Store) -> str | None:
-    """The dataset whose files the adapter is, or the model, where a training in this store made it."""
-    files = Path(spec.adapter or spec.model)
+def dataset_of(store: Store, files: Path) -> str | None:
+    """The dataset whose files these are, an adapter's or a model's, where a training in this store made it."""
     dataset = files.parent.name
     return dataset if dataset and store.files(dataset) == files and store.exists(dataset) else None
 

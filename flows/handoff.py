@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from storage.store import StoreError
-from synthesis.vllm_process import process_groups
+from synthesis.vllm_process import forget, process_groups
 
 PATIENCE = 60.0  # seconds that an engine may take to end
 SLACK = 1 << 30  # bytes that a card may have in use besides, such as for this process's own context
@@ -51,6 +51,7 @@ def handed_off(
             raise StoreError(_still(left, over, patience))
         time.sleep(0.1)
     _BEFORE.clear()
+    forget(groups)
     return HandOff(0, max(over.values(), default=None), round(time.monotonic() - started, 3))
 
 
@@ -65,7 +66,11 @@ def living(groups: set[int]) -> list[psutil.Process]:
 
 
 def used_memory(nvml: Any = None) -> dict[str, int]:
-    """Bytes in use on each card that this process may use, whoever uses them; empty where there is no NVML."""
+    """Bytes in use on each card that this process may use, whoever uses them; without those that NVML cannot tell of.
+
+    Such are all of them where there is no NVML, and a card whose memory it does not count, as where CPU and GPU share
+    one.
+    """
     if nvml is None:
         try:
             import pynvml as nvml
@@ -76,7 +81,11 @@ def used_memory(nvml: Any = None) -> dict[str, int]:
     from flows.side_by_side import accelerators  # which imports prefect
 
     by = {True: lambda card: nvml.nvmlDeviceGetHandleByIndex(int(card)), False: nvml.nvmlDeviceGetHandleByUUID}
-    return {card: nvml.nvmlDeviceGetMemoryInfo(by[card.isdigit()](card)).used for card in accelerators()}
+    told = {}
+    for card in accelerators():
+        with contextlib.suppress(nvml.NVMLError):
+            told[card] = nvml.nvmlDeviceGetMemoryInfo(by[card.isdigit()](card)).used
+    return told
 
 
 def _over(before: dict[str, int], nvml: Any) -> dict[str, int]:

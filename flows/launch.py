@@ -93,9 +93,9 @@ def main() -> None:
         if first:
             print(json.dumps({"step": step, "total": total, "loss": loss}), flush=True)
 
-    place = Path(said["place"])
+    place, store = Path(said["place"]), Store(Path(said["root"]))
     try:
-        facts = learn(job, read(Store(Path(said["root"])), job), Path(said["out"]), place, tell, said["every"])
+        facts = learn(store, job, read(store, job), Path(said["out"]), place, tell, said["every"])
     except TrainError as why:
         print(json.dumps({"error": str(why)}), flush=True)
         raise SystemExit(1) from why

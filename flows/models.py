@@ -12,11 +12,12 @@ from curation.bsdetector import contradiction
 from curation.step import Step, StepConfig, find_step
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
-from flows.engines import EngineError, EngineSpec, identity, leases, model_folder
+from flows.engines import EngineError, EngineSpec, dataset_of, identity, leases, model_folder
 from flows.progress import say
 from flows.responses import Progress
 from flows.rules import of_another_model, with_rule
 from flows.run import Lease
+from flows.trained import check_base, check_folder, result
 from storage.store import Store
 
 OF_LANGUAGE = ("judge", "candidate", "teacher")
@@ -120,9 +121,15 @@ def typed_models(store: Store, roles: Iterable[str], typed: Mapping[str, str | N
 
 
 def tuned(store: Store, model: str, trained: str | None, engine: Local | Vllm | OpenAI | None = None) -> EngineSpec:
-    """What a training made of a model: the model with that adapter, or the model that a full run gave."""
+    """What a training made of a model: the model with that adapter, or the model that a full run gave.
+
+    Raises StoreError where it was trained on another model, but for a server's, whose files are not here.
+    """
     if trained is None:
         return EngineSpec(model=model, settings=engine)
+    made = result(store, trained)
+    if not isinstance(engine, OpenAI):
+        check_base(made, model)
     folder = store.files(trained)
     if (folder / "adapter_config.json").exists():
         return EngineSpec(model=model, adapter=str(folder), settings=engine)
@@ -149,10 +156,25 @@ def _typed(
     if role in OF_PAIRS:
         return EngineSpec(kind="classifier", model=model)
     model = model or "nano"
-    if adapter and not Path(adapter).is_dir():
-        return tuned(store, model, store.resolve(adapter), engine)
-    if adapter is None and role in OF_LANGUAGE and engine.kind != "openai":
+    if adapter:
+        return adapted(store, model, adapter, engine)
+    if role in OF_LANGUAGE and engine.kind != "openai":
         adapter = instruct_adapter(model)
+    return EngineSpec(model=model, adapter=adapter, settings=engine)
+
+
+def adapted(store: Store, model: str, adapter: str, engine: Local | Vllm | OpenAI | None = None) -> EngineSpec:
+    """A model with an adapter as a command names it, by a dataset or by a folder; StoreError where that is of another.
+
+    A folder that the store holds, as `thresher train` prints it, is the dataset.
+    """
+    folder = Path(adapter)
+    if not folder.is_dir():
+        return tuned(store, model, store.resolve(adapter), engine)
+    if dataset := dataset_of(store, folder):
+        return tuned(store, model, dataset, engine)
+    if not isinstance(engine, OpenAI):
+        check_folder(folder, model)
     return EngineSpec(model=model, adapter=adapter, settings=engine)
 
 
@@ -163,4 +185,6 @@ def _one(config: LoopConfig, said: RoleModel, store: Store, student: str | None)
     adapter = said.adapter
     if adapter in (None, "last-student"):
         adapter = None if engine.kind == "openai" else instruct_adapter(model)
+    elif Path(adapter).is_dir():
+        return adapted(store, model, adapter, engine)
     return EngineSpec(model=model, adapter=adapter, settings=engine)

@@ -118,13 +118,15 @@ def _what_they_did(results: dict[str, Any]) -> list[str]:
 def _measured(results: dict[str, Any]) -> list[str]:
     seeds = results["seeds"]
     few = f"seed {seeds[0]} alone" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    left = results["heldout"].get("unscorable", 0)
+    unscorable = f" ({left:,} more are left out: their response cannot be compared by the metric)" if left else ""
     return [
         "## How it was measured",
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps, "
-        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows. No arm saw these; rows of "
-        "the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but the "
-        "rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of "
+        f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows{unscorable}. No arm saw these; "
+        "rows of the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but "
+        "the rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of "
         "the seed, the same for all.",
         "",
         _time(results["seconds"]),

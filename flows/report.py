@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from flows import svg
 from flows.statistics import estimate
 from flows.trajectory import trajectory, trajectory_table
-from storage.store import Manifest, Store
+from storage.store import Manifest, Store, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,15 @@ class Arm:
 
 
 def arms(store: Store, runs: list[SeedRun]) -> list[Arm]:
-    """Accuracy of each arm, and its paired difference from random, with 95 % intervals over rows and seeds."""
+    """Accuracy of each arm, and its paired difference from random, with 95 % intervals over rows and seeds.
+
+    Rows whose response the metric cannot compare are left out, see `unscorable`.
+    """
+    left_out = unscorable(store, _evaluations(runs))
     names = dict.fromkeys(name for run in sorted(runs, key=lambda r: -len(r.rounds)) for name in run.arms)
     # A seed whose loop stopped earlier stands with its last round for the later ones.
-    correct = {n: _correct(store, [run.arms.get(n, run.rounds[-1].heldout) for run in runs]) for n in names}
+    tests = {n: [run.arms.get(n, run.rounds[-1].heldout) for run in runs] for n in names}
+    correct = {n: _correct(store, tested, left_out) for n, tested in tests.items()}
     baseline, out = correct.get("random"), []
     for name, matrix in correct.items():
         found = estimate(matrix, 0, 1)
@@ -158,6 +163,7 @@ def facts(store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] 
     return {
         "sentence": sentence(found, budget_rows, len(runs)),
         "arms": [asdict(arm) for arm in found],
+        "unscorable": len(unscorable(store, _evaluations(runs))),
         "spoilt": float(lines.is_in(list(spoilt)).mean()) if spoilt is not None else None,
         "choices": [filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
         "rows": dict(drop_reasons(store, runs[0])),
@@ -176,6 +182,8 @@ def markdown(title: str, said: dict[str, Any], notes: list[str] = ()) -> str:
     out += ["| arm | held-out accuracy | 95 % interval | ahead of random |", "|---|---|---|---|"]
     for a in said["arms"]:
         out.append(f"| {a['name']} | {a['mean']:.1%} | {a['low']:.1%} to {a['high']:.1%} | {ahead(a)} |")
+    if left := said["unscorable"]:
+        out += ["", f"{left:,} held-out rows were left out: nothing in their response can be compared by the metric."]
     bars = [(a["name"], a["mean"], a["low"], a["high"]) for a in said["arms"]]
     out += ["", svg.image(svg.intervals(bars, "held-out accuracy")), ""]
     if said["choices"]:
@@ -229,7 +237,30 @@ def taken_share(store: Store, rows: str, choice: str, wrong: pl.DataFrame) -> di
     return {"spoilt": float(from_["spoilt"].mean() or 0.0), "grown": took.height - took["parent_id"].null_count()}
 
 
-def _correct(store: Store, evaluations: list[str]) -> np.ndarray:
+def unscorable(store: Store, evaluations: list[str]) -> set[str]:
+    """Rows with answers and no verdict on any: their response has nothing to compare, such as no number.
+
+    They say nothing of a model. An answer that a model failed to give is a wrong one, and one without a verdict of its
+    own where others have one. Raises StoreError where no row is left.
+    """
+    columns = ["id", "student_answer", "student_correct"]
+    rows = pl.concat([store.read(d, columns) for d in dict.fromkeys(evaluations)])
+    told = rows.group_by("id").agg(pl.col("student_answer", "student_correct").is_not_null().any())
+    left_out = set(told.filter(pl.col("student_answer") & ~pl.col("student_correct"))["id"])
+    if left_out and len(left_out) == told.height:
+        raise StoreError(
+            f"none of the {told.height:,} held-out rows has a response that the metric can compare, such as a number; "
+            "take another `metric` under `evaluate`"
+        )
+    return left_out
+
+
+def _evaluations(runs: list[SeedRun]) -> list[str]:
+    return [tested for run in runs for tested in (*run.arms.values(), run.rounds[-1].heldout) if tested]
+
+
+def _correct(store: Store, evaluations: list[str], left_out: set[str]) -> np.ndarray:
     """Held-out correctness, shape (seeds, rows), the rows in one order."""
     frames = [store.read(d, ["id", "student_correct"]).sort("id") for d in evaluations]
+    frames = [f.filter(~pl.col("id").is_in(list(left_out))) for f in frames]
     return np.array([f["student_correct"].fill_null(False).to_numpy() for f in frames], dtype=float)

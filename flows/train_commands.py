@@ -15,7 +15,7 @@ from flows.assemble import taken
 from flows.command import StoreOption, open_store
 from flows.config import prefer_settings, train_settings
 from flows.engines import EngineSpec, model_folder
-from flows.models import tuned
+from flows.models import adapted
 from flows.progress import bar, say
 from flows.step_commands import options
 from storage.store import Store
@@ -58,18 +58,11 @@ def prefer(
     **typed: Any,
 ) -> None:
     from flows.preference import pairs_of, prefer_adapter, summary
-    from flows.trained import check_base, check_folder, result
 
     place, config = open_store(store), prefer_settings(typed)
     rows = place.resolve(dataset)
     pairs = rows if place.manifest(rows).step == "pairs" else pairs_of(place, rows)
-    start = EngineSpec(model=model, adapter=adapter)
-    if adapter and Path(adapter).is_dir():
-        check_folder(Path(adapter), model)
-    elif adapter:
-        trained = place.resolve(adapter)
-        check_base(result(place, trained), model)
-        start = tuned(place, model, trained)
+    start = adapted(place, model, adapter) if adapter else EngineSpec(model=model)
     with bar("prefer") as progress:
         made = prefer_adapter(place, pairs, start, config, progress, every=checkpoint_seconds)
     _tell(place, made, name or f"{dataset}.preferred", summary)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from flows.engines import EngineSpec, adapter_folder, model_folder, release, trained_on
+from flows.engines import EngineSpec, adapter_folder, dataset_of, model_folder, release, trained_on
 from flows.handoff import handed_off
 from storage.store import Manifest, Store, StoreError, key_of
 from synthesis.fingerprint import folder_digest
@@ -102,10 +102,10 @@ def trained_once(
         return store.seal(dataclasses.replace(sealed, side={name: (found,) for name, found in side.items()}))
 
 
-def learn(job: Job, said: pl.DataFrame, out: Path, place: Path, told: Told, every: float) -> Any:
+def learn(store: Store, job: Job, said: pl.DataFrame, out: Path, place: Path, told: Told, every: float) -> Any:
     """The training itself, in this process; returns `training.running.Facts`."""
     base = model_folder(job.base.model)
-    how: dict[str, Any] = {"name": base_name(job.base), "progress": told, "checkpoints": place, "every": every}
+    how: dict[str, Any] = {"name": base_name(store, job.base), "progress": told, "checkpoints": place, "every": every}
     from training.running import free_memory  # TRL takes seconds to import, and a memoised run needs none of it
 
     try:
@@ -149,9 +149,10 @@ def check_folder(adapter: Path, model: str) -> None:
         raise StoreError(f"{adapter} was trained on {said}, as it says, not on {model}; name that one with --model")
 
 
-def base_name(base: EngineSpec) -> str:
-    """What an adapter calls its base: a path would tell of the machine."""
-    return Path(base.model).name if Path(base.model).is_dir() else base.model
+def base_name(store: Store, base: EngineSpec) -> str:
+    """What an adapter calls its base: a path would tell of the machine. What a full run made goes by its id."""
+    folder = Path(base.model)
+    return dataset_of(store, folder) or (folder.name if folder.is_dir() else base.model)
 
 
 def noted(facts: Any) -> dict[str, Any]:
@@ -197,6 +198,6 @@ def _carried_out(store: Store, job: Job, said: pl.DataFrame, out: Path, place: P
 
         facts = launched(store, job, out, place, tell, every)
     else:
-        facts = learn(job, said, out, place, tell, every)
+        facts = learn(store, job, said, out, place, tell, every)
     # from here, so that imports and the start of processes count
     return dataclasses.replace(facts, seconds=round(time.monotonic() - began, 3), first_step=round(first[0] - began, 3))

@@ -110,8 +110,11 @@ def instruction(messages: Messages) -> str:
 
 
 def prompt(messages: Messages) -> Messages:
-    """The messages before the response, as an engine or a chat template takes them."""
-    return [{"role": m["role"], "content": m["content"] or ""} for m in messages[:-1]]
+    """The messages before the response, as an engine takes them: with the calls of tools and all else that was said."""
+    return [
+        {"role": m["role"], "content": m["content"] or ""} | {name: m[name] for name in SPOKEN if m.get(name)}
+        for m in messages[:-1]
+    ]
 
 
 def response(messages: Messages) -> str:

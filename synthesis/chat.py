@@ -6,7 +6,6 @@ any other text. What cannot be read at all is a `Failed` in its place.
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from curation.step import Failed
-from storage.schema import Messages
+from storage.schema import SPOKEN, Messages
+from storage.wording import Wording
 from synthesis.fingerprint import EngineError
-
-# Private characters that stand for a control token's text while the chat template is filled in, and the first of them
-# before one of these that a row holds itself.
-_PLACE = 0x10E000
 
 
 class Chat:
@@ -37,12 +33,7 @@ class Chat:
         config = config.get_text_config()
         self.context: int = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.ends = _ends(self.tokenizer, generation)
-        control = sorted({str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special and str(t)})
-        self._inert = [self._letters(text) for text in control]
-        self._places = {text: chr(_PLACE + 1 + i) for i, text in enumerate(control)}
-        own = f"[{chr(_PLACE)}-{chr(_PLACE + len(control))}]"
-        self._control = re.compile("|".join([own, *map(re.escape, sorted(control, key=len, reverse=True))]))
-        self._placed = re.compile(f"({chr(_PLACE)}?{own})", re.DOTALL)
+        self.wording = Wording(self.tokenizer)
 
     def encode(self, prompts: list[Messages]) -> list[list[int] | Failed]:
         """Tokens of each prompt, up to where the answer begins."""
@@ -58,8 +49,8 @@ class Chat:
         if not whole.startswith(ask):
             return Failed("the chat template writes the prompt differently once it is answered")
         # tokenised as one text, as training does it: alone, the answer might begin with another token
-        ids, starts = self._tokens_and_starts(whole)
-        before = next((k for k, start in enumerate(starts) if start >= len(ask)), len(ids))
+        ids, spans = self.wording.read(whole)
+        before = next((k for k, (start, _) in enumerate(spans) if start >= len(ask)), len(ids))
         end = next((k for k in range(before, len(ids)) if ids[k] in self.ends), len(ids) - 1)
         return (ids[: end + 1], before) if end >= before else Failed("the last message has no token")
 
@@ -77,22 +68,18 @@ class Chat:
         if not messages:
             return nothing_asked()
         try:
-            said = [{k: v for k, v in m.items() if k in ("role", "content")} | self._calls(m) for m in messages]
-            said = [{**m, "content": self._harmless(m["content"] or "")} for m in said]
-            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
+            text = self.wording.write(self.wording.spoken(messages), ask)
             return no_text(text) or text
-        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are not JSON
+        except (TemplateError, ValueError, TypeError) as error:  # such as tool calls that are none
             return Failed(f"the chat template refuses these messages: {error}")
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        plain = [t for t in texts if not self._placed.search(t)]
-        ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
-        return [self._tokens_and_starts(t)[0] if self._placed.search(t) else next(ids) for t in texts]
+        return self.wording.tokens(texts)
 
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of plain texts, control tokens' names among them read as text; halves of surrogates as one each."""
         whole = [t.encode("utf-8", "replace").decode() for t in texts]
-        return [len(ids) for ids in self.tokens([self._harmless(t) for t in whole])]
+        return [len(ids) for ids in self.tokens([self.wording.harmless(t) for t in whole])]
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -107,34 +94,6 @@ class Chat:
         if not singles:
             raise EngineError(f"{answer!r} is not one token of {self.name}; choose needs answers of one token each")
         return singles
-
-    # ---- inside
-
-    def _harmless(self, text: str) -> str:
-        return self._control.sub(lambda m: self._places.get(m[0]) or chr(_PLACE) + m[0], text)
-
-    def _calls(self, message: dict[str, str | None]) -> dict[str, Any]:
-        calls = message.get("tool_calls")
-        return {"tool_calls": json.loads(self._harmless(calls))} if calls else {}
-
-    def _tokens_and_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens and where each begins in the text."""
-        ids: list[int] = []
-        starts: list[int] = []
-        at = 0
-        for piece in self._placed.split(text):
-            if self._placed.fullmatch(piece):
-                letters = self._letters(piece[1]) if piece[1:] else self._inert[ord(piece) - _PLACE - 1]
-                ids, starts = ids + letters, starts + [at] * len(letters)
-            elif piece:
-                encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-                ids += encoded["input_ids"]
-                starts += [at + start for start, _ in encoded["offset_mapping"]]
-            at += len(piece)
-        return ids, starts
-
-    def _letters(self, control: str) -> list[int]:
-        return self.tokenizer(control, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def load_chat(model: str | Path) -> Chat:
@@ -178,7 +137,7 @@ def seeds_of(seed: int | Sequence[int], prompts: list[Messages]) -> list[int]:
     copies: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:
-        said = json.dumps([[m["role"], m["content"]] for m in prompt])
+        said = json.dumps([[m["role"], m["content"], *filter(None, map(m.get, SPOKEN))] for m in prompt])
         copies[said] += 1
         drawn = hashlib.sha256(f"{seed} {copies[said]} {said}".encode()).digest()
         seeds.append(int.from_bytes(drawn[:4], "big") // 2)

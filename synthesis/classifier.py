@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequence
 
 from curation.step import Failed
 from synthesis.chat import no_text, quiet
-from synthesis.decode import batches
+from synthesis.decode import batches, free_memory
 from synthesis.fingerprint import EngineError, fingerprint
 
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
@@ -45,6 +45,8 @@ class TextClassifier:
 
     def classify(self, pairs: list[tuple[str, str]]) -> list[list[float] | Failed]:
         """Pairs that are too long for the model, or no text, fail alone."""
+        if self._model is None:
+            raise EngineError("the classifier was closed")
         out: list[Any] = [no_text(*pair) for pair in pairs]
         fine = [i for i, failure in enumerate(out) if failure is None]
         encoded = dict(zip(fine, self._encode([pairs[i] for i in fine]), strict=True))
@@ -59,6 +61,11 @@ class TextClassifier:
                 for i, judged in zip(some, self._judge(padded).tolist(), strict=True):
                     out[i] = judged
         return out
+
+    def close(self) -> None:
+        """Free the memory; the classifier is unusable afterwards."""
+        self._model = None
+        free_memory(self._device)
 
     def _encode(self, pairs: list[tuple[str, str]]) -> list[dict[str, list[int]]]:
         if not pairs:

@@ -5,6 +5,7 @@ prompts share once per prompt and all samples of a prompt apart, and copies its 
 its cache only where samples part or many have ended.
 """
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -235,3 +236,10 @@ def _only_full_attention(model: PreTrainedModel) -> bool:
     """A sliding window counts slots, padding between prefix and row among them: such models share no prefix."""
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) is DynamicLayer for layer in layers)
+
+
+def free_memory(device: str) -> None:
+    """Give a card's memory back to others, once nothing refers to what lay there."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

@@ -141,8 +141,8 @@ class Server:
     def ask(self, questions: Questions, told: Callable[[Any, Any], Questions | None]) -> None:
         """Ask each (path, body); `told` hears the parsed JSON, or a `Failed`, as it comes, and may ask more for it.
 
-        Raises EngineError where no question can be answered (no server, no such model, key refused, budget spent),
-        after those in flight have come back.
+        Raises EngineError where no question can be answered (no server, no such model, key refused, budget spent), or
+        what `told` raised, after those in flight have come back.
         """
         self.purse.keep()
         try:
@@ -163,7 +163,7 @@ class Server:
 
     async def _ask(self, questions: Questions, told: Callable[[Any, Any], Questions | None]) -> None:
         limit, waiting, workers = Limit(self.at_once), deque(questions.items()), 0
-        stopped: list[EngineError] = []
+        stopped: list[Exception] = []
 
         def check() -> None:
             if stopped:
@@ -184,7 +184,7 @@ class Server:
                     if more := told(key, await self._one(client, limit, path, body, check)):
                         waiting.extendleft(reversed(more.items()))  # what is begun is finished first
                         put_to_work()
-            except EngineError as why:
+            except Exception as why:  # what `told` met too, such as a full disk: the group would wrap it up
                 stopped.append(why)
             finally:
                 workers -= 1

@@ -1,7 +1,6 @@
 """A language model in this process, with transformers, on the CPU or a small GPU."""
 
 import copy
-import gc
 import threading
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from curation.step import Completion, Failed
 from storage.schema import Messages
 from synthesis.chat import Chat, quiet
 from synthesis.constraint import Constraint
-from synthesis.decode import Answer, Prefix, Sampling, batches, decode, last_logits, shared_prefix
+from synthesis.decode import Answer, Prefix, Sampling, batches, decode, free_memory, last_logits, shared_prefix
 from synthesis.fingerprint import EngineError, fingerprint, folder_digest
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 32_768}
@@ -256,9 +255,7 @@ class _Base:
         with self.lock:
             self.model = self.peft = None
             self.merged.clear()
-            gc.collect()
-            if self.device == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(self.device)
 
 
 def _draws(seed: int | Sequence[int], prompts: int, n: int, max_tokens: int) -> torch.Tensor:

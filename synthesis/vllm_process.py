@@ -31,8 +31,14 @@ _STARTED: set[int] = set()
 
 
 def process_groups() -> set[int]:
-    """Of every engine that this process has started; all that one starts is in its group, and may have ended."""
+    """Of every engine that this process has started and nobody has seen to be over; all that one starts is in its
+    group, and may have ended."""
     return set(_STARTED)
+
+
+def forget(groups: set[int]) -> None:
+    """These were seen empty: their numbers may become those of processes that are nobody's business."""
+    _STARTED.difference_update(groups)
 
 
 class Died(Exception):

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "storage": ["storage"],
     "curation": ["curation", "storage.schema"],
-    "synthesis": ["synthesis", "curation.step", "curation.same_answer", "storage.schema"],
-    "training": ["training", "storage.schema"],
+    "synthesis": ["synthesis", "curation.step", "curation.same_answer", "storage.schema", "storage.wording"],
+    "training": ["training", "storage.schema", "storage.wording"],
     "flows": ["flows", "training", "synthesis", "curation", "storage"],
 }
 OWNERS = {

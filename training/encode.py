@@ -3,10 +3,10 @@
 A template says so itself with {% generation %} marks. Where it has none, an answer is what the template writes after
 the generation prompt: the text up to message i with the prompt is a prefix of the text up to message i + 1. Where TRL
 knows a marked form of the template that gives the same text, both must agree on the row, white space and the text of
-generation prompts aside; else the run refuses. Each row says how it was told.
+generation prompts aside; else the run refuses. Each row says how it was told. A control token's name inside a message
+is text, as it is where the model is asked (`storage.wording`).
 """
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import (
     get_training_chat_template,
     has_generation_markers,
     is_chat_template_stop_token_trained,
 )
 
-from storage.schema import beside_content
+from storage.wording import DAY, Span, Wording
 from training.settings import TrainError
 
 IGNORED = -100  # label of a token that is not learnt
@@ -33,7 +34,7 @@ PREFIX = "prefix matching alone"
 KNOWN = "TRL's marks on the template's own text"
 CHANGED = "TRL's marked form of the template, whose text is not the template's own"
 
-_DAY = datetime.datetime(2024, 7, 26)  # what templates that tell the model of today are told, so that it is always one
+Spoken = list[dict[str, Any]]  # messages as a chat template takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ class Template:
             raise TrainError(f"{name} has no chat template; use a tuned model, or add a chat_template.jinja")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.name, self.wording = tokenizer, name, Wording(tokenizer)
         self.marked = has_generation_markers(tokenizer.chat_template)
         if self.marked and not is_chat_template_stop_token_trained(tokenizer):
             raise TrainError(f"the chat template of {name} leaves the end token outside {{% generation %}}: move it in")
         self.known = None if self.marked else _marked_form(tokenizer)
-        if not self.marked and _learns_no_end(tokenizer):
+        if not self.marked and _learns_no_end(self.wording):
             raise TrainError(
                 f"the chat template of {name} writes no end token after an answer, so the model would not learn to "
                 "stop; use the tuned model's template, or add the end token to it"
@@ -78,14 +79,18 @@ class Template:
 
     def encode(self, row_id: str, messages: list[dict[str, Any]]) -> Encoded:
         """Raises TrainError naming a row that the template refuses, or whose answers it does not tell."""
-        said = [_said(m, row_id) for m in messages]
+        try:
+            said = self.wording.spoken(messages)
+        except ValueError as error:
+            raise TrainError(f"row {row_id} has tool calls that are no JSON ({error}); drop the row") from error
         try:
             if self.marked:
-                return Encoded(row_id, *_by_marks(self.tokenizer, said, None))
-            found = by_prefix(self.tokenizer, said)
-            marked = _by_marks(self.tokenizer, said, self.known) if self.known else None
-            same = bool(marked) and marked[0] == (found.tokens if found else _tokens(self.tokenizer, said))
-        except (TemplateError, ValueError) as error:  # ValueError: tool calls that are no JSON
+                return Encoded(row_id, *_by_marks(self.wording, said, self.tokenizer.chat_template))
+            found = by_prefix(self.wording, said)
+            marked = _by_marks(self.wording, said, self.known) if self.known else None
+            whole = found.tokens if found else self.wording.read(self.wording.write(said))[0]
+            same = bool(marked) and marked[0] == whole
+        except (TemplateError, ValueError, TypeError) as error:  # the last two: tool calls that are none
             raise TrainError(f"row {row_id} cannot be put into the chat template ({error}); drop the row") from error
         if found is None and marked is None:
             raise TrainError(
@@ -170,23 +175,18 @@ class ByPrefix(NamedTuple):
     asked: list[bool]  # of a generation prompt
 
 
-def by_prefix(tokenizer: Any, said: list[dict[str, Any]]) -> ByPrefix | None:
+def by_prefix(wording: Wording, said: Spoken) -> ByPrefix | None:
     """Told by prefixes alone; None where the template is not written from left to right."""
-
-    def text(n: int, ask: bool) -> str:
-        return _filled(tokenizer, said[:n], tokenize=False, add_generation_prompt=ask)
-
-    whole, spans, prompts = text(len(said), False), [], []
+    whole, answers, prompts = wording.write(said), [], []
     for i, message in enumerate(said):
         if message["role"] == "assistant":
-            before, upto = text(i, True), text(i + 1, False)
+            before, upto = wording.write(said[:i], ask=True), wording.write(said[: i + 1])
             if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
                 return None
-            spans.append((len(before), len(upto.rstrip())))  # what stands after the end token is not for the model
-            prompts.append((alike(before, text(i, False)), len(before)))
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = found["offset_mapping"]
-    return ByPrefix(found["input_ids"], _inside(spans, offsets), _inside(prompts, offsets))
+            answers.append((len(before), len(upto.rstrip())))  # what stands after the end token is not for the model
+            prompts.append((alike(before, wording.write(said[:i])), len(before)))
+    tokens, spans = wording.read(whole)
+    return ByPrefix(tokens, _inside(answers, spans), _inside(prompts, spans))
 
 
 def alike(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -194,32 +194,28 @@ def alike(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _inside(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[bool]:
-    return [any(a <= start < b and end > start for a, b in spans) for start, end in offsets]
+def _inside(parts: list[Span], tokens: list[Span]) -> list[bool]:
+    return [any(a <= start < b and end > start for a, b in parts) for start, end in tokens]
 
 
-def _by_marks(tokenizer: Any, said: list[dict[str, Any]], template: str | None) -> tuple[list[int], list[bool]]:
-    found = _filled(tokenizer, said, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
-    return found["input_ids"], [bool(m) for m in found["assistant_masks"]]
+def _by_marks(wording: Wording, said: Spoken, template: str) -> tuple[list[int], list[bool]]:
+    """As the tokenizer's own `return_assistant_tokens_mask`, which would read control tokens out of messages."""
+    told = wording.tokenizer.special_tokens_map | {"strftime_now": DAY.strftime}
+    how = {"chat_template": template, "return_assistant_tokens_mask": True, **told}
+    [text], [marked] = render_jinja_template([said], **how)
+    tokens, spans = wording.read(text)
+    return tokens, [any(start < b and end > a for a, b in marked) for start, end in spans]
 
 
-def _tokens(tokenizer: Any, said: list[dict[str, Any]]) -> list[int]:
-    return _filled(tokenizer, said, return_dict=True)["input_ids"]
-
-
-def _filled(tokenizer: Any, said: list[dict[str, Any]], **how: Any) -> Any:
-    return tokenizer.apply_chat_template(said, strftime_now=_DAY.strftime, **how)
-
-
-def _learns_no_end(tokenizer: Any) -> bool:
+def _learns_no_end(wording: Wording) -> bool:
     """Whether what is learnt by prefix ends in a word; between turns, as some templates leave the last answer open."""
     talk = [{"role": role, "content": "word"} for role in ("user", "assistant", "user")]
     try:
-        found = by_prefix(tokenizer, talk)
+        found = by_prefix(wording, talk)
     except (TemplateError, ValueError):
         return False
     last = [t for t, said in zip(found.tokens, found.learnt, strict=True) if said][-1:] if found else []
-    return bool(last) and last[0] not in tokenizer.get_added_vocab().values()
+    return bool(last) and last[0] not in wording.tokenizer.get_added_vocab().values()
 
 
 def _marked_form(tokenizer: Any) -> str | None:
@@ -238,11 +234,3 @@ def _shortened(template: Template, row_id: str, messages: list[Any], max_length:
             if len(found.tokens) <= max_length and any(found.learnt):
                 return replace(found, cut=start - kept)
     return None
-
-
-def _said(message: dict[str, str | None], row_id: str) -> dict[str, Any]:
-    try:
-        beside = beside_content(message)
-    except ValueError as error:
-        raise TrainError(f"row {row_id} has tool calls that are no JSON ({error}); drop the row") from error
-    return {"role": message["role"], "content": message["content"] or "", **beside}

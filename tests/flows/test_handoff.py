@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import psutil
+import pynvml
 import pytest
 
 from flows.handoff import handed_off, living, used_memory
@@ -13,6 +14,14 @@ from storage.store import StoreError
 from synthesis.vllm_process import process_groups
 
 GIB = 1 << 30
+ENGINE = """
+import sys, time
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+pipe.recv()
+pipe.send(("ready", {}))
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -33,6 +42,7 @@ def cards(*used):
     """NVML as it would tell of one card, asked again and again; the last answer stays."""
     told = list(used)
     return SimpleNamespace(
+        NVMLError=pynvml.NVMLError,
         nvmlDeviceGetHandleByIndex=int,
         nvmlDeviceGetHandleByUUID=str,
         nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=told.pop(0) if len(told) > 1 else told[0]),
@@ -77,3 +87,35 @@ def test_a_training_waits_until_the_cards_memory_is_what_it_was_before_the_engin
     with pytest.raises(StoreError, match=r"GPU 1 has 68\.0 GiB more in use than before the engine started"):
         handed_off(patience=0.2, groups=set(), before=before, nvml=cards(70 * GIB))
     assert handed_off(patience=0.2, groups=set(), before={}, nvml=cards(70 * GIB)).gpu_bytes is None
+
+
+def test_a_card_whose_memory_nvml_does_not_count_is_not_waited_for(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    shared = cards(7 * GIB)
+    count = shared.nvmlDeviceGetMemoryInfo
+
+    def told(card):
+        if card == 0:  # as where CPU and GPU share one memory
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return count(card)
+
+    shared.nvmlDeviceGetMemoryInfo = told
+    assert used_memory(shared) == {"1": 7 * GIB}
+    before = {"0": 0, "1": 7 * GIB}
+    assert handed_off(patience=0.2, groups=set(), before=before, nvml=shared).gpu_bytes == 0
+
+
+def test_a_training_waits_for_a_live_engine_and_forgets_its_group_once_it_is_over():
+    from synthesis.vllm_process import VllmProcess
+
+    engine = VllmProcess({}, ("-c", ENGINE))
+    engine.start()
+    try:
+        [number] = [g for g in process_groups() if living({g})]
+        with pytest.raises(StoreError, match=rf"1 engine processes have not ended after 0 s: {engine.pid} "):
+            handed_off(patience=0.2)
+        assert number in process_groups()
+    finally:
+        engine.stop()
+    assert handed_off(patience=20).processes == 0
+    assert number not in process_groups()  # its number may become another's

@@ -4,10 +4,11 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from flows import report
+from flows import compare, report
+from flows.evaluate_command import told as told_of
 from flows.trajectory import trajectory, trajectory_table
 from storage.schema import CHOICE, ORIGIN, ROW
-from storage.store import Manifest, Store, key_of
+from storage.store import Manifest, Store, StoreError, key_of
 from tests.rows import rows
 
 
@@ -18,9 +19,12 @@ def sealed(store, name, frame, schema=ROW, kind="rows", **more):
     return name
 
 
-def evaluation(store, name, correct):
-    frame = rows(*[("q", "a")] * len(correct), student_correct=correct)
-    return sealed(store, name, frame)
+def evaluation(store, name, correct, answers=None):
+    answers = answers or ["x"] * len(correct)
+    known = pl.Series(correct, dtype=pl.Boolean)
+    told = {"student_correct": known, "student_score": known.cast(pl.Float64), "student_answer": answers}
+    told["student_nll"] = pl.Series([None] * len(correct), dtype=pl.Float64)
+    return sealed(store, name, rows(*[("q", "a")] * len(correct), **told))
 
 
 @pytest.fixture
@@ -65,6 +69,26 @@ def test_the_difference_is_paired_over_rows(runs):
     lead = found["round 1"].ahead_high - found["round 1"].ahead_low
     apart = math.hypot(found["round 1"].high - found["round 1"].low, found["random"].high - found["random"].low)
     assert lead < 0.9 * apart
+
+
+def test_rows_whose_response_cannot_be_compared_are_left_out_as_everywhere_and_counted(runs):
+    """Of 4 rows: one cannot be compared, one failed in the tuned model and is wrong; one has no verdict there alone."""
+    store, made = runs
+    told = {
+        "untuned": evaluation(store, "u", [False, None, True, False], ["1", "2", "3", "4"]),
+        "round 1": evaluation(store, "t", [True, None, None, None], ["1", "2", None, "4"]),
+    }
+    run = replace(made[0], arms=told, rounds=[replace(made[0].rounds[0], heldout=told["round 1"])])
+    assert report.unscorable(store, list(told.values())) == {"r1"}
+    assert [a.mean for a in report.arms(store, [run])] == pytest.approx([1 / 3, 1 / 3])
+    said = report.facts(store, [run], 700, None)
+    assert said["unscorable"] == 1 and "1 held-out rows were left out" in report.markdown("Title", said)
+    by_row = compare._answers(store, told["round 1"], {"r1"})["right"]
+    assert by_row == "100"
+    alone = told_of(store.read(told["untuned"]))
+    assert alone["accuracy"]["mean"] == pytest.approx(1 / 3) and alone["unscorable"] == 1
+    with pytest.raises(StoreError, match="none of the 2 held-out rows has a response that the metric can compare"):
+        report.unscorable(store, [evaluation(store, "none", [None, None])])
 
 
 def test_filter_quality_counts_what_was_caught(runs):
