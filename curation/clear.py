@@ -68,7 +68,7 @@ class ClearScore(StepConfig):
     writes="clear_consistency clear_similarity clear_reflection clear_confidence clear_compared_by clear_unread "
     "clear_cut clear_error",
     good="clear_confidence clear_consistency clear_reflection clear_similarity",
-    version=3,
+    version=4,
 )
 def score(
     rows: pl.DataFrame,

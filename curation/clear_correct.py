@@ -68,7 +68,7 @@ class ClearCorrect(StepConfig):
     writes=" ".join([*OF_THIS_PASS, *OF_CORRECTIONS]),
     takes=" ".join([*ABOUT_PROMPT, *OF_CORRECTIONS]),
     revives="clear-filter",
-    version=2,
+    version=3,
 )
 def correct(rows: pl.DataFrame, cfg: ClearCorrect, student: Engine, judge: Engine) -> pl.DataFrame:
     """Replace the answers that the student, tuned on the kept rows, surely gives better (CLEAR Auto-Correct).

@@ -54,7 +54,7 @@ class Evaluate(StepConfig):
     "evaluate",
     kind="score",
     writes="student_answer student_score student_correct student_nll student_tokens student_el2n student_gain",
-    version=3,
+    version=4,
 )
 def evaluate(rows: pl.DataFrame, cfg: Evaluate, student: Engine, before: pl.DataFrame | None = None) -> pl.DataFrame:
     """The student's answers, scored against the rows' responses, and its loss on these; null where there is none."""

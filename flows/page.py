@@ -125,9 +125,9 @@ def _measured(results: dict[str, Any]) -> list[str]:
         "",
         f"Every arm trained `{results['model']}` from the same start, {results['optimizer_steps']} optimiser steps, "
         f"{few}, and answered the same {results['heldout']['rows']:,} held-out rows{unscorable}. No arm saw these; "
-        "rows of the pool that equal or nearly equal one were left out of every choice. `full` is all that was left but "
-        "the rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random numbers of "
-        "the seed, the same for all.",
+        "rows of the pool that equal or nearly equal one were left out of every choice. `full` is all that was left "
+        "but the rows kept for validation, at the same steps, so each is seen less often. Arms draw by the random "
+        "numbers of the seed, the same for all.",
         "",
         _time(results["seconds"]),
         "",

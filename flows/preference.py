@@ -13,7 +13,7 @@ from storage.schema import PAIR, prompt, response
 from storage.store import Manifest, Store, StoreError, key_of
 from training.settings import PreferConfig
 
-VERSION = 2  # raise when the same pairs and settings would give another adapter
+VERSION = 3  # raise when the same pairs and settings would give another adapter
 _TEXT = ["id", "messages", "parent_id", "method", "drop_reason"]
 
 
@@ -24,7 +24,7 @@ def pairs_of(store: Store, rows: str) -> str:
     its own, or that was masked, is none. Returns the id of a table of pairs.
     """
     source = store.manifest(rows)
-    made = Manifest(f"pairs-{key_of('pairs', 3, source.digest)[:12]}", "table", "pairs", 3, {}, {}, {"rows": rows})
+    made = Manifest(f"pairs-{key_of('pairs', 4, source.digest)[:12]}", "table", "pairs", 4, {}, {}, {"rows": rows})
     if store.exists(made.id):
         return made.id
     all_rows = store.read(rows, _TEXT)

@@ -8,7 +8,7 @@ from flows.trained import Job, planned, read, sized, speed, trained_once
 from storage.store import Store, StoreError
 from training.settings import TrainConfig
 
-VERSION = 3  # raise when the same rows and settings would give another adapter
+VERSION = 4  # raise when the same rows and settings would give another adapter
 
 
 def train_adapter(

@@ -17,11 +17,11 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from training.batch import order
-from training.encode import Encoded, Template, alike, load_tokenizer, longest
+from training.encode import Encoded, Template, alike, later_turns, load_tokenizer, longest, refused
 from training.model import load_model
 from training.running import Adapted, Facts, Progress, arguments, running
 from training.save import save_adapter, written
-from training.settings import PreferConfig, TrainError
+from training.settings import PreferConfig, TooLong, TrainError
 from training.sizes import parameters
 
 _WARM_UP = 0.1
@@ -34,11 +34,17 @@ class Pair(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    cut: int = 0  # messages left out at the beginning
 
     @property
     def tokens(self) -> int:
         """That go through the model: the prompt twice."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 def prefer(
@@ -63,9 +69,7 @@ def prefer(
     transformers_logging.disable_progress_bar()
     template = Template(load_tokenizer(base), base)
     most = longest(base, config.max_length)
-    told = [pair_of(template, row, most) for row in pairs.iter_rows(named=True)]
-    if not told:
-        raise TrainError("there is no pair to learn from; pairs are rows and their corrections")
+    told, left_out = encode_pairs(template, pairs, most, config.too_long)
     config = config if config.learning_rate else config.for_model(parameters(Path(base)))
     model = load_model(base, config.as_training(), adapter)
     drawn = order([pair.tokens for pair in told], config)
@@ -87,18 +91,63 @@ def prefer(
         seen=None,
         rows=len(told),
         learnable=sum(len(told[i].chosen) + len(told[i].rejected) for i in drawn),
+        notes=_notes(told, left_out),
         **run.facts(trainer, config, [told[i].tokens for i in drawn], started),
     )
 
 
-def pair_of(template: Template, row: dict[str, Any], max_length: int) -> Pair:
+def _notes(told: list[Pair], left_out: dict[str, str]) -> tuple[str, ...]:
+    notes = [f"{len(left_out):,} pairs were left out, such as {i} ({why})" for i, why in [*left_out.items()][:1]]
+    cut = sum(bool(pair.cut) for pair in told)
+    return (*notes, f"{cut:,} pairs lose their earliest turns") if cut else tuple(notes)
+
+
+def encode_pairs(
+    template: Template, pairs: pl.DataFrame, max_length: int, too_long: TooLong
+) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs in their order, and those left out for their length by id with the reason.
+
+    Raises TrainError where none is left, or for the first that is too long if that is refused.
+    """
+    told: list[Pair] = []
+    left_out: dict[str, str] = {}
+    for row in pairs.iter_rows(named=True):
+        pair = pair_of(template, row)
+        if (n := pair.longest) > max_length and too_long == "refuse":
+            raise refused(f"pair {row['id']}", n, max_length)
+        if n > max_length:
+            pair = _shortened(template, row, max_length) if too_long == "truncate" else None
+        if pair is None:
+            left_out[row["id"]] = f"{n} tokens, over {max_length}"
+        else:
+            told.append(pair)
+    if left_out and not told:
+        raise TrainError(
+            f"all {len(left_out)} pairs are longer than the {max_length} tokens of --max-length and the model's "
+            f"context, such as {next(iter(left_out))} ({next(iter(left_out.values()))}); raise --max-length"
+        )
+    if not told:
+        raise TrainError("there is no pair to learn from; pairs are rows and their corrections")
+    return told, left_out
+
+
+def _shortened(template: Template, row: dict[str, Any], max_length: int) -> Pair | None:
+    """The pair without the earliest turns of its prompt, which both answers have."""
+    both = zip(later_turns(row["chosen"]), later_turns(row["rejected"]), strict=False)
+    for (cut, chosen), (_, rejected) in both:
+        pair = pair_of(template, {"id": row["id"], "chosen": chosen, "rejected": rejected})
+        if pair.longest <= max_length:
+            return pair._replace(cut=cut)
+    return None
+
+
+def pair_of(template: Template, row: dict[str, Any]) -> Pair:
     """A pair as it is learnt: both conversations encoded and checked as rows are, tool calls and all."""
     found = {which: template.encode(f"{row['id']} ({which})", row[which]) for which in ("chosen", "rejected")}
     starts = []
     for which, one in found.items():
-        if not any(one.learnt) or len(one.tokens) > max_length:
-            why = f"{len(one.tokens)} tokens, over {max_length}" if any(one.learnt) else "no answer in it"
-            raise TrainError(f"pair {row['id']}: its {which} answer cannot be learnt ({why}); leave out the pair")
+        if not any(one.learnt):
+            raise TrainError(f"pair {row['id']}: there is no {which} answer in it to be learnt; leave out the pair")
         starts.append(_last_answer(one))
     chosen, rejected = found["chosen"].tokens, found["rejected"].tokens
     start = min(*starts, alike(chosen, rejected))  # the end of a prompt may become one with an answer

@@ -7,10 +7,10 @@ generation prompts aside; else the run refuses. Each row says how it was told. A
 is text, as it is where the model is asked (`storage.wording`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from jinja2 import TemplateError
@@ -22,8 +22,9 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
+from storage.schema import Messages
 from storage.wording import DAY, Span, Wording
-from training.settings import TrainError
+from training.settings import TooLong, TrainError
 
 IGNORED = -100  # label of a token that is not learnt
 
@@ -133,9 +134,7 @@ def longest(base: str | Path, max_length: int) -> int:
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
-def encode_rows(
-    template: Template, rows: pl.DataFrame, max_length: int, too_long: Literal["drop", "truncate", "refuse"]
-) -> Rows:
+def encode_rows(template: Template, rows: pl.DataFrame, max_length: int, too_long: TooLong) -> Rows:
     """Every row of `rows` (id, messages) encoded or left out with a reason; one without a learnable token is an error.
 
     The order of the rows is kept. Raises TrainError where nothing is left.
@@ -151,10 +150,7 @@ def encode_rows(
                 f"{template.tokenizer.decode(found.tokens)[:120]!r}; drop the row"
             )
         if (n := len(found.tokens)) > max_length and too_long == "refuse":
-            raise TrainError(
-                f"row {row_id} has {n} tokens, over the {max_length} of max_length and context; "
-                "raise max_length, or say what to do with --too-long drop or truncate"
-            )
+            raise refused(f"row {row_id}", n, max_length)
         if n > max_length:
             found = _shortened(template, row_id, messages, max_length) if too_long == "truncate" else None
         if found is None:
@@ -163,8 +159,8 @@ def encode_rows(
             encoded.append(found)
     if not encoded:
         raise TrainError(
-            f"all {len(left_out)} rows are longer than the {max_length} tokens of max_length and context, such as row "
-            f"{next(iter(left_out))} ({next(iter(left_out.values()))}); raise max_length"
+            f"all {len(left_out)} rows are longer than the {max_length} tokens of --max-length and the model's "
+            f"context, such as row {next(iter(left_out))} ({next(iter(left_out.values()))}); raise --max-length"
         )
     return Rows(encoded, left_out)
 
@@ -225,12 +221,27 @@ def _marked_form(tokenizer: Any) -> str | None:
         return None
 
 
-def _shortened(template: Template, row_id: str, messages: list[Any], max_length: int) -> Encoded | None:
-    """The conversation without its earliest turns: a leading system message stays, and a user begins."""
+def _shortened(template: Template, row_id: str, messages: Messages, max_length: int) -> Encoded | None:
+    for cut, rest in later_turns(messages):
+        found = template.encode(row_id, rest)
+        if len(found.tokens) <= max_length and any(found.learnt):
+            return replace(found, cut=cut)
+    return None
+
+
+def later_turns(messages: Messages) -> Iterator[tuple[int, Messages]]:
+    """The conversation without ever more of its earliest messages, and how many these are.
+
+    A leading system message stays, and a user begins.
+    """
     kept = 1 if messages[0]["role"] == "system" else 0
     for start in range(kept + 1, len(messages)):
         if messages[start]["role"] == "user":
-            found = template.encode(row_id, messages[:kept] + messages[start:])
-            if len(found.tokens) <= max_length and any(found.learnt):
-                return replace(found, cut=start - kept)
-    return None
+            yield start - kept, messages[:kept] + messages[start:]
+
+
+def refused(what: str, tokens: int, most: int) -> TrainError:
+    return TrainError(
+        f"{what} has {tokens} tokens, over the {most} of --max-length and the model's context; raise --max-length, or "
+        "say what to do with --too-long drop or truncate"
+    )

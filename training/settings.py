@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["lora", "qlora", "full"]
+TooLong = Literal["drop", "truncate", "refuse"]
 
 # Learning rates by the model's parameters. The first line was measured on the embedded model (models/nano/README.md);
 # 2e-4 up to 13 billion and 1e-4 above are QLoRA's (Dettmers et al., 2023, arXiv 2305.14314, table 9), whose batch of
@@ -47,6 +48,10 @@ class Run(BaseModel):
     max_length: int = Field(512, ge=8)
     """Most tokens of a row, or of a prompt with either answer; the model's context if that is less."""
 
+    too_long: TooLong = "drop"
+    """A row or a pair over max_length: leave it out; truncate: leave out its earliest turns until the rest fits; or
+    refuse to start. What was left out is counted and named."""
+
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations again in the backward pass: a third slower, far less memory. auto: on a GPU."""
 
@@ -81,10 +86,6 @@ class TrainConfig(Run):
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls, after a warm-up over the first 5 % of the steps."""
-
-    too_long: Literal["drop", "truncate", "refuse"] = "drop"
-    """A row over max_length: leave it out; truncate: leave out its earliest turns until the rest fits; or refuse to
-    start. What was left out is counted and named."""
 
     packing: bool = False
     """Put the rows of a step into few sequences of max_length, kept apart; turns itself off where the model cannot."""

@@ -1,12 +1,14 @@
 import json
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.adapters import exported, merged, serve_command
+from flows.config import LoopConfig
 from flows.engines import EngineSpec
-from flows.models import tuned
+from flows.models import role_models, tuned, typed_models
 from flows.training import train_adapter
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError
@@ -96,6 +98,28 @@ def test_an_adapter_is_not_used_with_another_base_of_the_same_shape(store, other
             use()
     assert not (tmp_path / "out").exists()
     assert str(store.files(store.resolve("full"))) in serve_command(store, store.resolve("full"), other, "full", 8000)
+
+
+def test_an_adapter_is_asked_beside_no_other_base_than_its_own(store, tiny_model, other_model, tmp_path):
+    lora, other = store.files(store.resolve("lora")), str(other_model)
+    copied = shutil.copytree(lora, tmp_path / "mine")
+    for adapter, why in (
+        ("lora", "was trained on another model than"),
+        (lora, "another model"),
+        (copied, "as it says"),
+    ):
+        for role in ("student", "judge"):
+            with pytest.raises(StoreError, match=rf"{why}.*--model"):
+                typed_models(store, [role], {role: other, f"{role}_adapter": str(adapter)})
+            typed = {role: str(tiny_model), f"{role}_adapter": str(adapter)}
+            assert typed_models(store, [role], typed)[role].adapter == str(copied if adapter is copied else lora)
+    typed = {"engine": "openai", "engine_set": ["url=http://x/v1"], "judge": "served", "judge_adapter": "lora"}
+    assert typed_models(store, ["judge"], typed)["judge"].adapter == str(lora)  # whose base lies elsewhere
+    with pytest.raises(StoreError, match="name what `thresher train` made"):
+        typed_models(store, ["judge"], {"judge": other, "judge_adapter": "mine"})
+    said = {"name": "x", "pool": "p", "heldout": "h", "model": other, "roles": {"judge": {"adapter": str(copied)}}}
+    with pytest.raises(StoreError, match="as it says"):
+        role_models(LoopConfig.model_validate(said), store, None)
 
 
 def test_what_was_not_trained_is_neither_merged_nor_served(store, tiny_model, tmp_path):

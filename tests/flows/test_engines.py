@@ -85,7 +85,7 @@ def test_what_decides_an_answer_is_in_the_identity_and_what_does_not_is_not():
     local, half, whole = (
         identity(EngineSpec(settings=s)) for s in (Local(), Vllm(), Vllm(dtype="float32", gpu_memory=0.5))
     )
-    assert local == identity(EngineSpec()) and local.startswith("local-3:")
+    assert local == identity(EngineSpec()) and local.startswith("local-4:")
     assert len({local, half, whole}) == 3
     assert whole == identity(EngineSpec(settings=Vllm(dtype="float32")))
     here = EngineSpec(model="big", settings=OpenAI(url="http://here/v1", key="A", at_once=3))
@@ -131,6 +131,20 @@ def test_beside_vllm_on_a_gpu_small_models_take_the_cpu_and_two_that_want_all_of
     with pytest.raises(EngineError, match=r"2 vLLM engines at once, and their gpu_memory is 1.2 of a GPU"):
         devices({"judge": large, "candidate": other}, "cuda")
     assert devices({"judge": large, "candidate": other}, "cpu") == {"judge": "cpu", "candidate": "cpu"}
+    local = EngineSpec(settings=Local())
+    with pytest.raises(EngineError, match=r"the student is on the local engine.*vLLM, which takes its share.*a server"):
+        devices({"judge": large, "student": local}, "cuda")
+    assert devices({"judge": local, "student": local}, "cuda") == {"judge": "cuda", "student": "cuda"}
+    assert devices({"judge": large, "student": local}, "cpu") == {"judge": "cpu", "student": "cpu"}
+
+
+def test_what_is_freed_before_a_training_are_models_of_every_kind(tmp_path):
+    embedder = {"embedder": EngineSpec(kind="sentence-transformers", model=PACKAGED)}
+    with leases(embedder, Store(tmp_path)).open() as roles:
+        roles["embedder"].embed(["a"])
+        engines.release()
+        with pytest.raises(EngineError, match="was closed"):
+            roles["embedder"].embed(["a"])
 
 
 def test_a_gpu_is_seen_by_whatever_number_it_has(tmp_path):

@@ -1,6 +1,10 @@
+import io
+import json
 import shutil
+import sys
 
 import pytest
+from rich.text import Text
 
 from flows.engines import EngineSpec
 from flows.train_commands import prefer, show_preview
@@ -38,6 +42,8 @@ def test_preferring_starts_from_what_a_training_made_and_from_no_other_base(stor
     prefer("mine", model=str(tiny_model), **how)
     made = store.manifest(store.resolve("mine.preferred"))
     assert made.kind == "adapter" and made.counts == {"pairs": 2, "steps": 2}
+    called = json.loads((store.files(made.id) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert called == (store.resolve("student") if method == "full" else tiny_model.name)
     with pytest.raises(StoreError, match="name what `thresher train` made"):
         prefer("mine", model=str(tiny_model), **how | {"adapter": "mine"})
 
@@ -53,6 +59,26 @@ def test_an_adapter_in_a_folder_is_held_to_the_base_that_it_names(store, tiny_mo
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         prefer("mine", model=str(tiny_model), **how)
+
+
+def test_a_preview_on_a_terminal_has_the_learnt_tokens_in_colour(store, tiny_model, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown = Terminal()
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "200")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", shown)
+    show_preview(store, "pool", str(tiny_model), TrainConfig())
+    monkeypatch.undo()
+    [line] = [x for x in shown.getvalue().splitlines() if "odd?" in x and "<|user|>Is 1" in Text.from_ansi(x).plain]
+    text = Text.from_ansi(line)
+    coloured = "".join(text.plain[s.start : s.end] for s in text.spans if s.style.bgcolor)
+    assert coloured == "yes<|end|>"
+    assert {s.style.bgcolor.name for s in text.spans if s.style.bgcolor} == {"green", "bright_green"}
+    assert all(s.style.dim for s in text.spans if not s.style.bgcolor)
 
 
 def test_a_preview_counts_how_the_rows_were_told(store, tiny_model, capsys):

@@ -1,5 +1,7 @@
 """Models of a few hundred parameters, of the shapes that NLI, reward models and UniEval have."""
 
+import weakref
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -13,6 +15,7 @@ from transformers import (
 
 from curation.step import Failed
 from synthesis.classifier import TextClassifier
+from synthesis.fingerprint import EngineError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "Yes", "No", "question", ":", *"abcdefgh"]
 PAIRS = [("a b", "c"), ("a b c d e f g h", "h g"), ("", "a"), ("d", "e f")]
@@ -66,6 +69,15 @@ def test_probabilities_are_those_of_a_plain_forward(nli):
         with torch.inference_mode():
             odds = plain(**words(*pair, return_tensors="pt")).logits[0].softmax(-1)
         assert found == pytest.approx(odds.tolist(), abs=1e-5)
+
+
+def test_a_classifier_that_is_closed_holds_no_model(nli):
+    classifier = TextClassifier(nli)
+    model = weakref.ref(classifier._model)
+    classifier.close()
+    assert model() is None
+    with pytest.raises(EngineError, match="was closed"):
+        classifier.classify(PAIRS)
 
 
 def test_a_reward_model_gives_its_number(tmp_path):

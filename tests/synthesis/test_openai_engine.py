@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sqlite3
 import time
 
 import pytest
@@ -40,6 +41,16 @@ def test_each_row_says_what_a_server_did_to_it(serving):
     assert told["refused"].error == "the server refuses (400): the prompt is too long"
     assert "no answer within 1 s" in told["hangs"].error
     assert "surrogate" in told["half \ud800"].error
+
+
+def test_what_goes_wrong_where_an_answer_is_kept_comes_out_as_itself(serving):
+    def keep(i, answers):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    server = serving()
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        engine(server).generate(ask(*"abcdefgh"), max_tokens=5, done=keep)
+    assert [c.text for [c] in engine(server).generate(ask("a"), max_tokens=5)] == ["A"]
 
 
 def test_what_is_refused_for_now_is_asked_again(serving):

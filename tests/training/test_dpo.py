@@ -11,7 +11,7 @@ from storage.schema import message
 from tests.rows import rows
 from tests.training.families import tokenizer
 from training.checkpoint import latest
-from training.dpo import pair_of, prefer
+from training.dpo import encode_pairs, pair_of, prefer
 from training.encode import Template, load_tokenizer
 from training.running import arguments
 from training.settings import PreferConfig, TrainError
@@ -60,7 +60,7 @@ def test_what_takes_less_memory_is_the_same_step(tiny_model, tmp_path, less):
 
 def test_a_pair_is_its_prompt_and_what_the_assistant_says_with_its_end_token(tiny_model):
     template = Template(load_tokenizer(tiny_model))
-    pair = pair_of(template, PAIRS.row(0, named=True), 200)
+    pair = pair_of(template, PAIRS.row(0, named=True))
     said = [template.tokenizer.decode(part) for part in (pair.prompt, pair.chosen, pair.rejected)]
     assert said == ["<|bos|><|user|>Is 0 even?<|end|><|assistant|>", "yes<|end|>", "no<|end|>"]
     assert pair.tokens == 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
@@ -70,7 +70,7 @@ def test_only_the_last_answer_of_a_conversation_is_preferred(tiny_model):
     template = Template(load_tokenizer(tiny_model))
     talk = [message("user", "a"), message("assistant", "b"), message("user", "c")]
     row = {"id": "r0", "chosen": [*talk, message("assistant", "good")], "rejected": [*talk, message("assistant", "go")]}
-    pair = pair_of(template, row, 200)
+    pair = pair_of(template, row)
     assert template.tokenizer.decode(pair.prompt).endswith("b<|end|><|user|>c<|end|><|assistant|>")
     assert template.tokenizer.decode(pair.chosen) == "good<|end|>"
 
@@ -87,20 +87,33 @@ def test_tool_calls_are_learnt():
         which: [message("user", "rain?"), message("assistant", "", call)]
         for which, call in zip(("chosen", "rejected"), told, strict=True)
     }
-    pair = pair_of(template, row, 500)
+    pair = pair_of(template, row)
     assert '"days": 1' in template.tokenizer.decode(pair.chosen)
     assert '"days": 2' in template.tokenizer.decode(pair.rejected)
 
 
-def test_a_pair_that_is_too_long_is_refused_by_name(tiny_model, tmp_path):
-    said = rows(("x" * 99, "a"), ("x" * 99, "b"))["messages"]
-    pair = pl.DataFrame({"id": ["r0"], "chosen": said[:1], "rejected": said[1:]})
-    with pytest.raises(TrainError, match=r"pair r0: its chosen answer cannot be learnt \(105 tokens, over 64"):
-        prefer(tiny_model, None, pair, tmp_path, PreferConfig(max_length=64))
-    said = rows(("x" * 300, "a"), ("x" * 300, "b"))["messages"]
-    pair = pl.DataFrame({"id": ["r0"], "chosen": said[:1], "rejected": said[1:]})
-    with pytest.raises(TrainError, match=r"306 tokens, over 256"):  # the model's context
-        prefer(tiny_model, None, pair, tmp_path, PreferConfig())
+def test_a_pair_over_the_length_is_left_out_shortened_or_refused_as_asked(tiny_model, tmp_path):
+    talk = [message(role, letter * 30) for role, letter in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    long = [message("user", "x" * 99)]
+    both = [[[*said, message("assistant", answer)] for said in (talk, long, talk[2:])] for answer in ("yes", "no")]
+    pairs = pl.DataFrame({"id": ["r0", "r1", "r2"], "chosen": both[0], "rejected": both[1]})
+    template = Template(load_tokenizer(tiny_model))
+    told, left_out = encode_pairs(template, pairs, 64, "drop")
+    assert [pair.id for pair in told] == ["r2"] and list(left_out) == ["r0", "r1"]
+    assert left_out["r1"] == "107 tokens, over 64"
+    told, left_out = encode_pairs(template, pairs, 64, "truncate")
+    assert [(pair.id, pair.cut) for pair in told] == [("r0", 2), ("r2", 0)] and list(left_out) == ["r1"]
+    assert told[0].prompt == told[1].prompt and told[0].chosen == told[1].chosen
+    with pytest.raises(TrainError, match=r"pair r0 has 102 tokens, over the 64 of --max-length.*--too-long drop"):
+        encode_pairs(template, pairs, 64, "refuse")
+    with pytest.raises(TrainError, match=r"all 3 pairs are longer than the 8 tokens of --max-length"):
+        encode_pairs(template, pairs, 8, "truncate")
+    short = CONFIG.model_copy(update={"max_length": 64, "optimizer_steps": 1})
+    found = prefer(tiny_model, None, pairs, tmp_path, short)
+    assert found.rows == 1 and found.notes == ("2 pairs were left out, such as r0 (102 tokens, over 64)",)
+    wide = pairs.with_columns(pl.Series("chosen", [[message("user", "x" * 300), message("assistant", "a")]] * 3))
+    with pytest.raises(TrainError, match="over the 256 of --max-length and the model's context"):
+        prefer(tiny_model, None, wide, tmp_path, CONFIG.model_copy(update={"too_long": "refuse"}))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pairs(tiny_model, tmp_path):

@@ -44,7 +44,7 @@ def test_an_adapter_says_what_it_is_in_peft_alone(nano):
     assert said["qlora"] == said["lora"]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora", "qlora"])
 def test_an_adapter_gives_the_same_numbers_in_peft_and_in_the_engine(nano, method):
     from peft import PeftModel
 
