@@ -221,9 +221,9 @@ class OpenAIEngine:
             encoded = self._chat.encode(prompts)
             fitting, out = self._chat.split(encoded, self._chat.context - 1)
             return {i: ("/completions", {"prompt": encoded[i]}) for i in fitting}, out
-        out: list[Any] = [no_text(json.dumps(p, ensure_ascii=False)) if p else nothing_asked() for p in prompts]
-        said = {i: [_message(m) for m in p] for i, p in enumerate(prompts) if out[i] is None}
-        return {i: ("/chat/completions", {"messages": messages}) for i, messages in said.items()}, out
+        said = [_said(p) for p in prompts]
+        out = [s if isinstance(s, Failed) else None for s in said]
+        return {i: ("/chat/completions", {"messages": s}) for i, s in enumerate(said) if out[i] is None}, out
 
     @property
     def _thinks(self) -> bool:
@@ -291,5 +291,10 @@ class OpenAIEngine:
             self.used["seconds"] += time.monotonic() - began
 
 
-def _message(said: dict[str, str | None]) -> dict[str, Any]:
-    return {"role": said["role"], "content": said["content"] or "", **beside_content(said)}
+def _said(prompt: Messages) -> list[dict[str, Any]] | Failed:
+    if failure := no_text(json.dumps(prompt, ensure_ascii=False)) if prompt else nothing_asked():
+        return failure
+    try:
+        return [{"role": m["role"], "content": m["content"] or "", **beside_content(m)} for m in prompt]
+    except ValueError as error:
+        return Failed(f"the calls of tools in this row are no JSON ({error}); mend the row")

@@ -1,18 +1,23 @@
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.adapters import exported, merged, serve_command
 from flows.config import LoopConfig
-from flows.engines import EngineSpec
+from flows.engines import NANO, EngineSpec
 from flows.models import role_models, tuned, typed_models
 from flows.training import train_adapter
-from storage.schema import ROW
+from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
+from synthesis.local_engine import LocalEngine
 from tests.rows import rows
+from tests.synthesis.engines import free_port, needs_vllm, served
 from training.save import merge
 from training.settings import TrainConfig, TrainError
 
@@ -82,9 +87,37 @@ def test_the_serve_command_makes_room_for_the_rank_and_leaves_the_head_alone(sto
     assert said[said.index("--max-lora-rank") + 1] == "8"
     assert f"lora={store.files(store.resolve('lora'))}" in said
     assert "q_proj" in said and "lm_head" not in said
+    assert said[0] == sys.executable and said[said.index("--max-loras") + 1] == "2"
     assert "--enable-lora" not in serve_command(store, store.resolve("full"), str(tiny_model), "full", 8000)
     with pytest.raises(StoreError, match="DoRA adapter, which vLLM does not serve"):
         serve_command(store, store.resolve("dora"), str(tiny_model), "dora", 8000)
+
+
+@needs_vllm
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_printed_call_serves_the_adapter_and_beside_it_the_bare_model(store, tmp_path):
+    """As it is printed, but for the number format and no compiling, so that it says what the local engine says."""
+    learnt = TrainConfig(optimizer_steps=8, batch_size=4, learning_rate=4e-3)
+    store.name("nano-lora", train_adapter(store, "pool", EngineSpec(), learnt))
+    asked = [[message("user", f"Find me {what}, please")] for what in ("a song", "a film", "a book", "a table", "rain")]
+    local = LocalEngine(NANO, device="cpu")
+    tuned = local.with_adapter(store.files(store.resolve("nano-lora")))
+    wanted = [c.text for e in (local, tuned) for [c] in e.generate(asked, max_tokens=6)]
+    assert not set(wanted[:5]) & set(wanted[5:])
+    port = free_port()
+    command = serve_command(store, store.resolve("nano-lora"), "nano", "nano-lora", port)
+    prompts = local._base.chat.encode(asked)
+    with served([*command, "--dtype", "float32", "--enforce-eager"], port, tmp_path) as url:
+
+        def ask(model, tokens):
+            body = {"model": model, "prompt": tokens, "max_tokens": 6, "temperature": 0}
+            return httpx.post(f"{url}/completions", json=body, timeout=300).json()["choices"][0]["text"]
+
+        names = [str(NANO)] * 5 + ["nano-lora"] * 5
+        with ThreadPoolExecutor(10) as at_once:
+            found = list(at_once.map(ask, names, prompts * 2))
+    assert sum(a != b for a, b in zip(found, wanted, strict=True)) <= 1  # a near-tie
 
 
 def test_an_adapter_is_not_used_with_another_base_of_the_same_shape(store, other_model, tmp_path):

@@ -251,6 +251,26 @@ def test_what_models_are_asked_is_forecast_within_half_as_much_again_and_noted(r
     assert f"{facts['requests']:,} requests" in spending.in_words(facts)
 
 
+def test_what_growing_asks_of_its_teacher_stays_under_what_is_foretold(rows):
+    store, pool = rows
+    evaluate, grow = find_step("evaluate"), find_step("llm2llm")
+    settings = evaluate.config(max_tokens=4, likelihood=False)
+    results = run_step(store, evaluate, settings, pool, lease=leases(typed_models(store, evaluate.roles, {}), store))
+    made_of = grow.config(rows=6, max_tokens=24, max_rouge=0.3)  # which refuses much, so that it is asked for again
+    models = typed_models(store, grow.roles, {})
+    made = run_step(store, grow, made_of, pool, {"results": results}, leases(models, store))
+    chat, messages = load_chat(NANO), store.read(pool)["messages"].to_list()
+    mean = lengths_of_words(
+        chat.count,
+        sum(map(len, chat.encode([prompt(m) for m in messages]))) / len(messages),
+        sum(n + 1 for n in chat.count([response(m) for m in messages])) / len(messages),
+    )
+    bound, facts = asked("llm2llm", made_of, mean) * made_of.rows, store.run_facts(made)
+    assert made_of.rows < facts["requests"] <= bound.requests
+    assert 0 < facts["prompt_tokens"] <= bound.read
+    assert 0 < facts["generated_tokens"] <= bound.written
+
+
 def test_answers_that_are_there_cost_another_step_nothing(rows):
     store, pool = rows
     evaluate = find_step("evaluate")

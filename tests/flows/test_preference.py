@@ -52,6 +52,25 @@ def test_learning_from_pairs_starts_from_the_adapter_and_prefers_the_corrections
     assert not list((store.root / "checkpoints").iterdir())
 
 
+@pytest.mark.real
+def test_two_processes_prefer_what_one_prefers(store, tiny_model, tmp_path):
+    start = EngineSpec(model=str(tiny_model))
+    tuned = train_adapter(store, "pool", start, TrainConfig(optimizer_steps=2, batch_size=4, rank=4))
+    base = EngineSpec(model=str(tiny_model), adapter=str(store.files(tuned)))  # kept frozen beside the one that learns
+    pool, found = store.read("pool"), []
+    for processes in (1, 2):
+        place, told = Store(tmp_path / str(processes)), []
+        part = place.put_part("pool", pool, ROW)
+        place.seal(Manifest("pool", "rows", "test", 1, {}, {}, {}, ((part,),)))
+        shared = SETTINGS.model_copy(update={"processes": processes, "optimizer_steps": 6})
+        made = prefer_adapter(place, pairs_of(place, "pool"), base, shared, lambda *at, told=told: told.append(at))
+        assert place.run_facts(made)["processes"] == processes and told == [(i, 6) for i in range(1, 7)]
+        found.append(place.read(made))
+    assert found[0]["loss"][-1] < 0.66
+    for column in ("loss", "accuracy", "margin"):
+        assert found[1][column].to_list() == pytest.approx(found[0][column].to_list(), abs=1e-6)
+
+
 def test_a_dataset_without_a_pair_is_refused(store, tiny_model):
     part = store.put_part("plain", rows(("a", "b")), ROW)
     store.seal(Manifest("plain", "rows", "test", 1, {}, {}, {}, ((part,),)))

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,8 @@ from flows.trained import Job, planned, read, sized
 from flows.training import VERSION, summary, train_adapter
 from storage.schema import ROW, message
 from storage.store import Manifest, Store, StoreError
+from synthesis.vllm_process import VllmProcess
+from tests.flows.test_handoff import ENGINE
 from tests.rows import rows
 from training.settings import PreferConfig, TrainConfig, TrainError
 
@@ -127,6 +130,22 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_to_the_same
     assert other.read(made).equals(store.read(made))
     assert other.manifest(made).files == store.manifest(made).files
     assert other.read_side(made, "rows").equals(store.read_side(made, "rows"))
+
+
+def test_a_training_does_not_begin_while_an_engine_lives(store, tiny_model):
+    engine, made = VllmProcess({}, ("-c", ENGINE)), []  # one that no lease knows of
+    engine.start()
+    training = threading.Thread(
+        target=lambda: made.append(train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG)), daemon=True
+    )
+    try:
+        training.start()
+        training.join(3)
+        assert training.is_alive() and not (store.root / "checkpoints").exists()  # where it would begin at once
+    finally:
+        engine.stop()
+    training.join(200)
+    assert made and store.manifest(made[0]).counts["steps"] == 3
 
 
 def test_each_row_of_a_training_is_told_of_and_the_run_says_what_it_took(store, tiny_model):

@@ -39,16 +39,7 @@ def vllm_engine(adapters: list[Path], dtype: str = "float32") -> VllmEngine:
 @contextmanager
 def vllm_server(folder: Path, dtype: str = "float32") -> Iterator[str]:
     """The address of a real server of the embedded model, to which adapters can be given."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    port = free_port()
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     settings = ["--dtype", dtype, "--enforce-eager", "--no-enable-chunked-prefill", "--max-logprobs", "20"]
     settings += [
@@ -65,8 +56,28 @@ def vllm_server(folder: Path, dtype: str = "float32") -> Iterator[str]:
     settings += ["--lora-target-modules", *modules, "--served-model-name", "nano", "--host", "127.0.0.1"]
     settings += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(NANO), "--port", str(port)]
+    with served([*command, *settings], port, folder) as url:
+        yield url
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(command: list[str], port: int, folder: Path) -> Iterator[str]:
+    """The address of the server that this call of vLLM's starts, on a small machine."""
+    env = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     log = (folder / "server.log").open("wb")
-    process = subprocess.Popen([*command, *settings], env=env, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):

@@ -3,6 +3,7 @@
 import pytest
 
 from curation.step import Completion
+from storage.schema import message
 from synthesis.openai_engine import EngineError
 from tests.synthesis.small_server import ask, chat_answer, engine
 
@@ -74,6 +75,18 @@ def test_a_server_that_knows_no_n_is_asked_for_each_sample_by_its_own_seed(servi
     assert [heard[i] for i in range(5)] == found
     [greedy] = engine(server).generate(ask("four"), max_tokens=5, n=2)
     assert [c.text for c in greedy] == ["x", "x"] and "n" not in server.bodies[-1][0]
+
+
+def test_calls_of_tools_are_sent_as_they_were_said_and_such_as_are_none_fail_alone(serving):
+    def told(calls):
+        return [message("user", "rain?"), message("assistant", "", calls), message("tool", "no", tool_call_id="1")]
+
+    server = serving()
+    fine, broken = engine(server).generate([told('{"name": "rain"}'), told("{")], max_tokens=5)
+    assert fine[0].text == "NO" and "no JSON" in broken[0].error
+    [(body, _)] = server.bodies
+    assert body["messages"][1]["tool_calls"] == [{"type": "function", "function": {"name": "rain"}}]
+    assert body["messages"][2]["tool_call_id"] == "1"
 
 
 def test_one_of_the_choices_is_asked_for_as_json_and_held_to_it(serving):
