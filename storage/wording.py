@@ -64,7 +64,8 @@ class Wording:
         for piece in self._placed.split(text):
             if self._placed.fullmatch(piece):
                 letters = self._letters(piece[1]) if piece[1:] else self._inert[ord(piece) - _PLACE - 1]
-                ids, spans = ids + letters, spans + [(at, at + len(piece))] * len(letters)
+                ids += letters
+                spans += [(at, at + len(piece))] * len(letters)
             elif piece:
                 encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
                 ids += encoded["input_ids"]
