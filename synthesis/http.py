@@ -82,13 +82,15 @@ def headers(key: str | None) -> dict[str, str]:
 
 
 class Limit:
-    """How many requests may be in flight. It grows by one a round trip, and shrinks when the server says no (429) or
-    answers twice as slowly as it used to."""
+    """How many requests may be in flight. Doubles each round trip until the server first says no, then grows by one;
+    shrinks when the server says no (429), or answers half as many a second, for those in flight, as it used to. A
+    server that takes twice as long for twice as many at once is only busy, and none the slower for it."""
 
     def __init__(self, most: int) -> None:
         self.most, self.size = most, float(min(_FIRST, most))
         self.flying = 0
-        self.usual = self.recent = 0.0  # seconds that an answer takes
+        self.usual = self.recent = 0.0  # seconds from one answer to the next: its own, shared by all in flight
+        self.trip = 0.0  # seconds that the last answer took
         self.shrunk = 0.0  # when
         self.changed = asyncio.Condition()
 
@@ -104,17 +106,20 @@ class Limit:
                 self.flying -= 1
                 self.changed.notify_all()
 
-    def answered(self, seconds: float) -> None:
-        self.usual += (0.02 if self.usual else 1.0) * (seconds - self.usual)
-        self.recent += (0.2 if self.recent else 1.0) * (seconds - self.recent)
+    def answered(self, seconds: float, flying: int) -> None:
+        """`flying` were in flight when the question was sent, itself among them."""
+        each = seconds / flying
+        self.trip = seconds
+        self.usual += (0.02 if self.usual else 1.0) * (each - self.usual)
+        self.recent += (0.2 if self.recent else 1.0) * (each - self.recent)
         if self.recent > _TOLERANCE * self.usual:
             self.refused()
         else:
-            self.size = min(float(self.most), self.size + 1 / self.size)
+            self.size = min(float(self.most), self.size + (1 / self.size if self.shrunk else 1.0))
 
     def refused(self) -> None:
         """Once a round trip: all that were in flight are refused together."""
-        if time.monotonic() - self.shrunk > max(self.recent, 0.05):
+        if time.monotonic() - self.shrunk > max(self.trip, 0.05):
             self.size, self.shrunk = max(1.0, self.size * 0.7), time.monotonic()
 
 
@@ -214,7 +219,7 @@ class Server:
             return Failed(f"{why}, {self.attempts} times")
 
     async def _try(self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any]) -> Any:
-        began = time.monotonic()
+        began, flying = time.monotonic(), limit.flying
         self.tries += 1
         try:
             async with asyncio.timeout(self.timeout):  # of the whole: a server that drips never times out by itself
@@ -237,7 +242,7 @@ class Server:
             raise EngineError(f"{self.url}{path} is not there (404): {self.clean(_message(response))}")
         if status >= 400:
             return Failed(f"the server refuses ({status}): {self.clean(_message(response))}")
-        limit.answered(time.monotonic() - began)
+        limit.answered(time.monotonic() - began, flying)
         kind = response.headers.get("content-type", "")
         try:
             if "html" in kind:  # a proxy's page, and perhaps gone the next time

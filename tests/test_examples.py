@@ -153,6 +153,19 @@ def test_dolly_is_what_its_readme_says():
     assert len({line["category"] for line in files["raw"]}) == 8
 
 
+def test_the_mixed_pool_is_what_its_readme_says():
+    files = {name: read("mixed", f"{name}.jsonl") for name in ("raw", "test", "spoilt")}
+    told = re.findall(r"^\| `(\w+)\.jsonl` \| ([\d,]+) \|", (EXAMPLES / "mixed/README.md").read_text(), re.MULTILINE)
+    assert {name: int(n.replace(",", "")) for name, n in told} == {name: len(lines) for name, lines in files.items()}
+    raw, test = files["raw"], files["test"]
+    assert Counter(line["set"] for line in raw) == {"snips": 800, "clinc15": 800, "dolly": 800}
+    assert Counter(line["set"] for line in test) == {"snips": 350, "clinc15": 350}
+    assert not set(asked(test)) & set(asked([line for line in raw if line["input"]]))
+    assert [n for n, line in enumerate(raw, 1) if line["set"] == "dolly"] == [w["line"] for w in files["spoilt"]]
+    for line in test + [line for line in raw if line["set"] != "dolly"]:
+        assert line["output"] in RECIPES[line["set"]].labels.values()
+
+
 @pytest.mark.parametrize("name", ["snips", "drop"])
 def test_a_clean_pool_is_the_raw_one_with_true_answers_in_the_place_of_wrong_ones(name):
     raw = (EXAMPLES / name / "raw.jsonl").read_bytes().splitlines(keepends=True)

@@ -76,16 +76,27 @@ def test_many_are_in_flight_and_fewer_where_the_server_says_429(serving):
     assert strict.most <= 12
 
 
-def test_fewer_are_asked_where_answers_come_twice_as_slowly_as_they_did():
+def test_fewer_are_asked_where_answers_come_half_as_often_as_they_did():
     limit = Limit(64)
     for _ in range(200):
-        limit.answered(0.1)
-    grown = limit.size
-    assert grown > 15
+        limit.answered(0.1, flying=8)
+    assert limit.size == 64
     for _ in range(5):
-        limit.shrunk = 0.0
-        limit.answered(1.0)
-    assert limit.size < grown / 2
+        limit.shrunk = 1.0  # long ago
+        limit.answered(1.0, flying=8)
+    assert limit.size < 64 / 2
+    slower = limit.size
+    for _ in range(100):
+        limit.answered(0.1, flying=8)
+    assert slower < limit.size < slower + 10  # by one a round trip, once it has said no
+
+
+def test_a_server_that_takes_longer_for_more_at_once_is_only_busy():
+    limit, grown = Limit(64), []
+    while limit.size < 64 and len(grown) < 100:
+        limit.answered(0.1 * limit.size, flying=int(limit.size))
+        grown.append(limit.size)
+    assert limit.size == 64 and len(grown) < 64  # doubled each round trip: one by one it takes 2,000
 
 
 def test_a_run_stops_at_its_budget_with_what_it_has(serving):
