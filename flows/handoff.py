@@ -35,13 +35,16 @@ def before_engine() -> None:
 
 
 def handed_off(
-    patience: float = PATIENCE, groups: set[int] | None = None, before: dict[str, int] | None = None, nvml: Any = None
+    patience: float | None = None,
+    groups: set[int] | None = None,
+    before: dict[str, int] | None = None,
+    nvml: Any = None,
 ) -> HandOff:
     """Wait until the engines' process groups are empty and the cards' memory is back; StoreError says what is not.
 
     A group is asked, not the tree below this process: a part of an engine whose parent died still belongs to it.
     """
-    started = time.monotonic()
+    started, patience = time.monotonic(), PATIENCE if patience is None else patience
     groups, before = process_groups() if groups is None else groups, _BEFORE if before is None else before
     while True:
         left, over = living(groups), _over(before, nvml)

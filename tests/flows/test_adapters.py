@@ -112,7 +112,7 @@ def test_the_printed_call_serves_the_adapter_and_beside_it_the_bare_model(store,
 
         def ask(model, tokens):
             body = {"model": model, "prompt": tokens, "max_tokens": 6, "temperature": 0}
-            return httpx.post(f"{url}/completions", json=body, timeout=300).json()["choices"][0]["text"]
+            return httpx.post(f"{url}/completions", json=body, timeout=300).json()["choices"][0]["text"].strip()
 
         names = [str(NANO)] * 5 + ["nano-lora"] * 5
         with ThreadPoolExecutor(10) as at_once:

@@ -73,8 +73,7 @@ def test_a_preview_on_a_terminal_has_the_learnt_tokens_in_colour(store, tiny_mod
     monkeypatch.setattr(sys, "stdout", shown)
     show_preview(store, "pool", str(tiny_model), TrainConfig())
     monkeypatch.undo()
-    [line] = [x for x in shown.getvalue().splitlines() if "odd?" in x and "<|user|>Is 1" in Text.from_ansi(x).plain]
-    text = Text.from_ansi(line)
+    [text] = [t for t in map(Text.from_ansi, shown.getvalue().splitlines()) if "Is 1 odd?" in t.plain]
     coloured = "".join(text.plain[s.start : s.end] for s in text.spans if s.style.bgcolor)
     assert coloured == "yes<|end|>"
     assert {s.style.bgcolor.name for s in text.spans if s.style.bgcolor} == {"green", "bright_green"}

@@ -2,13 +2,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows import steps  # noqa: F401  registers every step
+from flows import (
+    handoff,
+    steps,  # noqa: F401  registers every step
+)
 from flows.engines import EngineError, EngineSpec, identity, leases, release
 from flows.tasks import train_one
 from flows.trained import Job, planned, read, sized
@@ -132,20 +134,17 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_to_the_same
     assert other.read_side(made, "rows").equals(store.read_side(made, "rows"))
 
 
-def test_a_training_does_not_begin_while_an_engine_lives(store, tiny_model):
-    engine, made = VllmProcess({}, ("-c", ENGINE)), []  # one that no lease knows of
+def test_a_training_does_not_begin_while_an_engine_lives(store, tiny_model, monkeypatch):
+    engine, told = VllmProcess({}, ("-c", ENGINE)), []  # one that no lease knows of
     engine.start()
-    training = threading.Thread(
-        target=lambda: made.append(train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG)), daemon=True
-    )
+    monkeypatch.setattr(handoff, "PATIENCE", 0.2)
     try:
-        training.start()
-        training.join(3)
-        assert training.is_alive() and not (store.root / "checkpoints").exists()  # where it would begin at once
+        with pytest.raises(StoreError, match=rf"1 engine processes have not ended after 0 s: {engine.pid} "):
+            train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG, lambda *step: told.append(step))
     finally:
         engine.stop()
-    training.join(200)
-    assert made and store.manifest(made[0]).counts["steps"] == 3
+    assert not told and not [d for d in store.ids() if d.startswith("train-")]
+    assert train_adapter(store, "pool", EngineSpec(model=str(tiny_model)), CONFIG)
 
 
 def test_each_row_of_a_training_is_told_of_and_the_run_says_what_it_took(store, tiny_model):
