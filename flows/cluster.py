@@ -74,12 +74,10 @@ def _work(
 ) -> Iterator[Worked]:
     if pieces:
         cards = max([1, *(getattr(spec.settings, "tensor_parallel", 1) for spec in models.values())])
-        yield from spread(_crew(address, cards if models else 0), store, _job(step, config, models, tables), pieces)
+        yield from spread(_crew(address, cards if models else 0), store, job_of(step, config, models, tables), pieces)
 
 
-def _job(
-    step: Step, config: StepConfig, models: Mapping[str, EngineSpec], tables: Mapping[str, pl.DataFrame]
-) -> Job:
+def job_of(step: Step, config: StepConfig, models: Mapping[str, EngineSpec], tables: Mapping[str, pl.DataFrame]) -> Job:
     return Job(
         step=step.name,
         code=step.code,

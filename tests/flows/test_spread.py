@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from curation.step import STEPS, StepError
-from flows.cluster import _job, check_address, elsewhere
+from flows.cluster import check_address, elsewhere, job_of
 from flows.engine_settings import OpenAI
 from flows.engines import EngineError, EngineSpec, leases
 from flows.own_steps import ConfigError
@@ -82,7 +82,7 @@ def run(store: Store, source: str, crew: Threads | None, step: str = "gopher-rep
     lease = leases(models, store)
 
     def work(place, its, config, pieces, tables):
-        return spread(crew, place, _job(its, config, models, tables), pieces)
+        return spread(crew, place, job_of(its, config, models, tables), pieces)
 
     lease = replace(lease, elsewhere=work if crew else None)
     made = run_step(store, found, found.config(), source, {}, lease, lambda done, total: seen.append((done, total)))
@@ -153,7 +153,7 @@ def test_what_goes_wrong_in_a_worker_is_told_as_here(tmp_path):
 def test_a_worker_is_sent_the_adapter_that_it_does_not_have(tmp_path, tiny_model, tiny_adapters):
     adapter, gone = tiny_adapters[0], tmp_path / "elsewhere" / "adapter"
     spec = EngineSpec(model=str(tiny_model), adapter=str(adapter))
-    job = _job(STEPS["perplexity"], STEPS["perplexity"].config(), {"base": spec}, {})
+    job = job_of(STEPS["perplexity"], STEPS["perplexity"].config(), {"base": spec}, {})
     folders = job.folders | {("base", "adapter"): replace(job.folders["base", "adapter"], path=str(gone))}
     worker, sent = Worker(), []
     asked = worker.turn(replace(job, folders=folders))
@@ -169,7 +169,7 @@ def test_a_worker_is_sent_the_adapter_that_it_does_not_have(tmp_path, tiny_model
 
 def test_a_worker_with_another_model_refuses(tmp_path, tiny_model):
     spec = EngineSpec(model=str(tiny_model))
-    job = _job(STEPS["perplexity"], STEPS["perplexity"].config(), {"base": spec}, {})
+    job = job_of(STEPS["perplexity"], STEPS["perplexity"].config(), {"base": spec}, {})
     said = Worker().turn(replace(job, identities={"base": "local-3:other:float32"}))
     assert isinstance(said, Wrong) and isinstance(said.why, EngineError)
     assert "the base would answer otherwise" in str(said.why) and "local-3:other:float32" in str(said.why)
