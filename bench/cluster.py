@@ -26,7 +26,7 @@ from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
     os.environ[name] = "1"  # before polars and torch look; here, and in all that is started from here
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_register_timeout_seconds": "300"}
 
 import polars as pl  # noqa: E402
 

@@ -157,6 +157,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     folder, how = None, {}
     if address == "local":
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # Ray's 60 are few on a busy machine
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into ~/.ray
         folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie in it: a path is 107 letters at most

@@ -80,7 +80,7 @@ def of_answers():
 
 @pytest.fixture(scope="module")
 def three_nodes():
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_register_timeout_seconds": "300"}
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets lie there: a path is 107 letters at most
@@ -98,7 +98,7 @@ def three_nodes():
 
 def _started(nodes, **how):
     """Ray gives a node 30 seconds, which are few on a busy machine."""
-    for left in (2, 1, 0):
+    for left in (4, 3, 2, 1, 0):
         try:
             return nodes.add_node(**how)
         except Exception:
