@@ -15,7 +15,8 @@ from curation.step import ROLES, Step, StepConfig, StepError, find_step
 from flows import spending, steps  # noqa: F401  registers every step
 from flows.adapter_commands import adapters
 from flows.browse import browse
-from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, StoreOption, open_store
+from flows.cluster import check_address
+from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, RayOption, StoreOption, open_store
 from flows.compare_config import ablation, load_comparison
 from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
@@ -54,11 +55,12 @@ def run(
     set_: Annotated[list[str], typer.Option("--set", help="key=value, with dots: budget.rounds=2")] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and do nothing.")] = False,
     report: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    ray: RayOption = None,
     as_json: AsJson = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
     """Run the loop: import, score, choose, train, evaluate, feed back, round again; then report what it was worth."""
-    wanted = load(config, set_)
+    wanted = load(config, [*set_, *_ray(ray)])
     if dry_run:
         from flows.estimate import estimate
 
@@ -68,6 +70,7 @@ def run(
     place = open_store(store)
     root = place.root
     check_models(wanted, place)
+    check_address(wanted.ray)
     with serving(root):
         from flows.loop import improve
 
@@ -94,6 +97,7 @@ def compare(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cells trained and tested side by side; one per accelerator if not given.")
     ] = None,
+    ray: RayOption = None,
     as_json: AsJson = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
@@ -106,14 +110,18 @@ def compare(
     for path in write:
         page.check_path(path)
     if config.suffix == ".json":
-        if set_ or ablate:
-            raise ConfigError("--set and --ablate change a comparison before it is made; these are results of one")
+        if set_ or ablate or ray:
+            raise ConfigError(
+                "--set, --ray and --ablate change a comparison before it is made; these are results of one"
+            )
         results = page.read_results(config)
     else:
-        wanted = ablation(config, set_) if ablate else load_comparison(config, set_)
+        changes = [*set_, *_ray(ray)]
+        wanted = ablation(config, changes) if ablate else load_comparison(config, changes)
         place = open_store(store)
         for arm in ("random", *wanted.arms):
             check_models(wanted.loop(arm, 1), place)
+        check_address(wanted.ray)
         from flows.server import serving
 
         with serving(place.root):
@@ -133,10 +141,15 @@ def compare(
         raise typer.Exit(REJECTED)
 
 
+def _ray(address: str | None) -> list[str]:
+    return [f"ray={json.dumps(address)}"] if address else []
+
+
 def run_single_step(
     step: Step, dataset: str, store: Path, name: str | None, as_json: bool = False, **typed: Any
 ) -> None:
     """What every `thresher step` command does: resolve names, run, name what was made."""
+    check_address(typed.get("ray"))
     place = open_store(store)
     rows = place.resolve(dataset)
     tables = {t: place.resolve(typed[t]) for t in step.tables if typed.get(t)}
@@ -155,7 +168,7 @@ def _run(
     check_student(step, typed)
     with bar(step.name) as progress:
         models = typed_models(store, step.roles, typed)
-        config, lease = lend(step, config, models, store, progress)
+        config, lease = lend(step, config, models, store, progress, ray=typed.get("ray"))
         if "base" in models and (told := of_another_model(config, models["base"])):
             say(f"[yellow]{escape(told)}[/yellow]")
         made = run_step(store, step, config, rows, tables, lease, progress)

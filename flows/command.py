@@ -11,6 +11,10 @@ FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="THRESHER_STORE", help="Folder of the store.", show_default=True)
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", help="Ray cluster whose nodes share the shards: local, auto, host:port or ray://host:port."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

@@ -105,6 +105,9 @@ class Given(Strict):
     roles: Roles = Field(default_factory=dict)
     """Models of the other roles (judge, candidate, teacher); the base with its `instruct` adapter if it has one."""
 
+    ray: str | None = None
+    """Cluster whose nodes share the work of a step: local, auto, host:port or ray://host:port; docs/cluster.md."""
+
     steps: list[str] = Field(default_factory=list)
     """Files with steps of your own, relative to the config file; docs/own-steps.md says how they look."""
 

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -134,22 +134,34 @@ def leases(
     A `budget` is the run's of that name, and of all commands without one together.
     """
     identities = {role: identity(spec) for role, spec in specs.items()}
-    where = devices(specs, _device())
-    keys = {role: _base_key(spec, where[role], store, run) for role, spec in specs.items()}
+    devices(specs, _device())  # what cannot be is told before any work
     spent: dict[str, float] = {}
-
-    @contextmanager
-    def open_() -> Iterator[Mapping[str, Any]]:
-        with _LOCK:
-            # vLLM takes what memory there is: only what this step needs stays beside it, and none of another step's
-            crowded = _device() == "cuda" and any(spec.kind == "vllm" for spec in specs.values())
-            _keep_only(set(keys.values()), _ON_CARD if crowded else ("vllm",))
-            engines = {r: _engine(spec, identities[r], keys[r], where[r]) for r, spec in specs.items()}
-        yield {role: _kept(engine, specs[role].kind, store, progress, spent) for role, engine in engines.items()}
-
     made = {role: dataset_of(store, Path(spec.adapter or spec.model)) for role, spec in specs.items()}
     adapters = {role: dataset for role, dataset in made.items() if dataset}
-    return Lease(identities, open_, spent, adapters)
+    return Lease(identities, partial(lent, specs, identities, store, progress, spent, run), spent, adapters)
+
+
+@contextmanager
+def lent(
+    specs: Mapping[str, EngineSpec],
+    identities: Mapping[str, str],
+    store: Store,
+    progress: Progress = lambda done, total: None,
+    spent: dict[str, float] | None = None,
+    run: str = "",
+) -> Iterator[Mapping[str, Any]]:
+    """The engines of a step, loaded in this process; of the store they need its `answers` alone."""
+    where = devices(specs, _device())
+    keys = {role: _base_key(spec, where[role], store, run) for role, spec in specs.items()}
+    spent = {} if spent is None else spent
+    with _LOCK:
+        if _device() == "cuda":
+            _end_elsewhere()
+        # vLLM takes what memory there is: only what this step needs stays beside it, and none of another step's
+        crowded = _device() == "cuda" and any(spec.kind == "vllm" for spec in specs.values())
+        _keep_only(set(keys.values()), _ON_CARD if crowded else ("vllm",))
+        engines = {r: _engine(spec, identities[r], keys[r], where[r]) for r, spec in specs.items()}
+    yield {role: _kept(engine, specs[role].kind, store, progress, spent) for role, engine in engines.items()}
 
 
 def devices(specs: Mapping[str, EngineSpec], card: str) -> dict[str, str]:
@@ -184,9 +196,17 @@ def _kept(engine: Any, kind: str, store: Store, progress: Progress, spent: dict[
 def release() -> None:
     """Free every model, such as before training; raises EngineError, at the end, where one could not be left clean."""
     with _LOCK:
+        _end_elsewhere()
         _keep_only(set())
 
 
+def _end_elsewhere() -> None:
+    """Engines on the machines of a cluster, of which this may be one, take the memory that is wanted here."""
+    for end in ELSEWHERE:
+        end()
+
+
+ELSEWHERE: list[Callable[[], None]] = []  # what ends the engines that this process has in others
 Key = tuple[str, ...]
 # One loaded base for each model; the views of its adapters share it.
 _LOADED: dict[Key, Any] = {}
@@ -251,7 +271,7 @@ def _base_key(spec: EngineSpec, device: str, store: Store | None = None, run: st
     """By content: weights that were replaced in their place are another model. A server's has its purse: the run's."""
     said = spec.settings.model_dump_json() if isinstance(spec.settings, Vllm | OpenAI) else ""
     if spec.kind == "openai":
-        return spec.kind, spec.model + said, *([str(store.root / "responses.sqlite"), run] if store else [])
+        return spec.kind, spec.model + said, *([str(store.answers.path), run] if store else [])
     return spec.kind, fingerprint(spec.kind, model_folder(spec.model), _dtype(spec)) + said, device
 
 

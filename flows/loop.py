@@ -167,7 +167,8 @@ class Turn:
         label, models = self._label(name or use.step), role_models(self.config, self.store, self.student)
         if kind == "revise" and self.student:
             models["student"] = tuned(self.store, self.config.model, self.student, self.config.engine)
-        return run_one_step(label, self.root, use.step, settings, rows, given, models, self._name(name or use.step))
+        called = self._name(name or use.step)
+        return run_one_step(label, self.root, use.step, settings, rows, given, models, called, self.config.ray)
 
     def train(self, what: str, rows: str, heldout: str) -> str:
         settings = {**self.config.train, "optimizer_steps": self.config.budget.optimizer_steps, "seed": self.seed}
@@ -182,11 +183,13 @@ class Turn:
         student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
         name, label = self._name(what), self._label(what)
-        made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name)
+        ray = self.config.ray
+        made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name, ray)
         # one judge for all arms and rounds
         models = role_models(self.config, self.store, None) | {"student": student} if self.config.check else {}
         for check in self.config.check:
-            made = run_one_step(f"{label}, {check.step}", self.root, check.step, check.config(), made, {}, models, name)
+            told = f"{label}, {check.step}"
+            made = run_one_step(told, self.root, check.step, check.config(), made, {}, models, name, ray)
         return made
 
     def keep(self, what: str, dataset: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -10,6 +11,7 @@ from rich.markup import escape
 
 from curation.bsdetector import contradiction
 from curation.step import Step, StepConfig, find_step
+from flows.cluster import elsewhere
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
 from flows.engines import EngineError, EngineSpec, dataset_of, identity, leases, model_folder
@@ -60,8 +62,10 @@ def lend(
     store: Store,
     progress: Progress = lambda done, total: None,
     run: str = "",
+    ray: str | None = None,
 ) -> tuple[StepConfig, Lease]:
     """The settings with every `auto` decided, and the engines that they ask for; EngineError names one that is missing.
+    With the address of a Ray cluster the shards are worked on there, where the step sees one at a time.
 
     It is decided by what is on this machine or named, and nothing is fetched for it: the same command does not turn out
     otherwise because a network is down.
@@ -76,7 +80,7 @@ def lend(
     asked = {role: models[role] for role in step.asks(config)}
     if "nli" in asked:
         _check_nli(asked["nli"].model)
-    return config, leases(asked, store, progress, run)
+    return config, replace(leases(asked, store, progress, run), elsewhere=elsewhere(ray, step, asked))
 
 
 def _check_nli(model: str) -> None:

@@ -72,6 +72,15 @@ def code_digest(path: Path) -> str:
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
+def files_behind(step: Step) -> dict[str, bytes]:
+    """The file of a user's own step, first, and what it imports from its folder, by their paths in it; none of ours."""
+    path = next((path for path, (digest, _) in _LOADED.items() if step.code and digest == step.code), None)
+    if path is None:
+        return {}
+    others = _with_imports(path, path.parent, set()) - {path}
+    return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in [path, *sorted(others)]}
+
+
 def _register(path: Path, digest: str) -> tuple[str, ...]:
     before = dict(STEPS)
     _forget_imports(path)

@@ -127,7 +127,7 @@ class Remembered:
 
     @property
     def _kept(self) -> Responses:
-        return Responses(self.store.root / "responses.sqlite")
+        return self.store.answers
 
     def _keys(self, method: str, asked: list[Messages], how: dict[str, Any]) -> list[str]:
         """One for each question. Equal ones of a call are told apart where answers are drawn, to be independent; and
@@ -270,7 +270,7 @@ class RememberedClasses:
 
     @property
     def _kept(self) -> Responses:
-        return Responses(self.store.root / "responses.sqlite")
+        return self.store.answers
 
 
 def _add(spent: dict[str, float], **facts: float) -> None:

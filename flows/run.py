@@ -1,9 +1,10 @@
 """The one way a step is run. The command line and every flow come through here."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -18,6 +19,30 @@ _KIND = {"select": "choice", "table": "table"}  # all others make rows
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step is given at a time: a shard of its rows, or all of them."""
+
+    key: str
+    """Of the first part that it makes."""
+
+    rows: Callable[[], pl.DataFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What a step made of a piece, and what it took: seconds, and what was asked of the engines."""
+
+    piece: int
+    rows: pl.DataFrame
+    took: Mapping[str, float]
+
+
+Tables = Mapping[str, pl.DataFrame]
+# The pieces as they are done, in any order; what was spent on one that is cut short is noted (`flows.spending`).
+Work = Callable[[Store, Step, StepConfig, Sequence[Piece], Tables], Iterator[Worked]]
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The engines of a step, opened only when a part is really missing."""
 
@@ -25,6 +50,7 @@ class Lease:
     open: Callable[[], AbstractContextManager[Mapping[str, Any]]] = lambda: nullcontext({})
     spent: Mapping[str, float] = field(default_factory=dict)  # what was asked of the engines so far
     adapters: Mapping[str, str] = field(default_factory=dict)  # role: the adapter dataset of this store that plays it
+    elsewhere: Work | None = None  # how shards are worked on by other processes, with engines of their own
 
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -99,41 +125,76 @@ def _run_shards(
     made_of = (made.step, step.edition, made.config, made.engines, digests)
     wanted = ({*ROW.names} - {*step.without}) | {*step.reads, *step.takes, *config.columns()}
     read = [_projected(shard, wanted) for shard in source.shards]
-    if step.scope == "dataset" or step.kind in ("select", "table"):
-        groups = [list(range(len(read)))]
-        keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]
-    else:
+    if by_shard(step):
         groups = [[i] for i in range(len(read))]
         keys = [[key_of(made_of, _digests(r))] for r in read]
+    else:
+        groups = [list(range(len(read)))]
+        keys = [[key_of(made_of, [_digests(r) for r in read], i) for i in range(len(read))]]
     if step.kind in ("select", "table", "make"):  # what comes out has no shard of the input to stand beside
         keys = [group[:1] or [key_of(made_of, [])] for group in keys]
     elif step.kind == "revise":  # the rows it was given, beside which its columns stand, and a part of new ones
         keys = [[*group, key_of(group, "new rows")] for group in keys]
 
     shard_rows = [shard[0].rows if shard else 0 for shard in source.shards]
-    total, done, out, new = sum(shard_rows), 0, {}, []
-    with _lazily(lease) as engines:
-        for group, group_keys in zip(groups, keys, strict=True):
-            parts = [store.part(k) for k in group_keys]
-            if any(p is None for p in parts):
-                frames = [store.read_shard(read[i]) for i in group]
-                given = pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
-                others = {name: store.read(dataset) for name, dataset in tables.items()}
-                began, before = time.monotonic(), dict(lease.spent)
-                try:
-                    result = step(given, config, engines() if step.roles else {}, others)
-                except BaseException:
-                    cut_short(store, group_keys[0], _took(lease, before, began))
-                    raise
-                store.note_part(group_keys[0], **with_cut_short(store, group_keys[0], _took(lease, before, began)))
-                parts = _put(store, step, result, [f.height for f in frames], group_keys)
-            done += sum(shard_rows[i] for i in group)
-            progress(done, total)
-            out.update(zip(group or [0], parts, strict=False))
-            new += parts[len(group) :] if step.kind == "revise" else []
+    made_parts = {n: parts for n, named in enumerate(keys) if None not in (parts := [store.part(k) for k in named])}
+    missing = [n for n in range(len(keys)) if n not in made_parts]
+    pieces = [Piece(keys[n][0], partial(_given, store, source, [read[i] for i in groups[n]])) for n in missing]
+    heights = [[shard_rows[i] for i in group] for group in groups]
+    done = sum(sum(heights[n]) for n in made_parts)
+    progress(done, sum(shard_rows))
+    others = {name: store.read(dataset) for name, dataset in tables.items()} if pieces else {}
+    alone = len(pieces) < 2 and not step.asks(config)  # not worth a way
+    work = partial(_here, lease) if alone or lease.elsewhere is None or not by_shard(step) else lease.elsewhere
+    with closing(work(store, step, config, pieces, others)) as results:
+        for worked in results:
+            n = missing[worked.piece]
+            store.note_part(keys[n][0], **with_cut_short(store, keys[n][0], worked.took))
+            made_parts[n] = _put(store, step, worked.rows, heights[n], keys[n])
+            done += sum(heights[n])
+            progress(done, sum(shard_rows))
+
+    out, new = {}, []
+    for n, group in enumerate(groups):
+        out.update(zip(group or [0], made_parts[n], strict=False))
+        new += made_parts[n][len(group) :] if step.kind == "revise" else []
     if step.kind in ("score", "filter", "revise"):
         return [(*source.shards[i], out[i]) for i in sorted(out) if i < len(read)] + [(p,) for p in new if p.rows]
     return [(out[i],) for i in sorted(out)]
+
+
+def by_shard(step: Step) -> bool:
+    """Whether the step sees one shard at a time; others see all rows at once."""
+    return step.scope == "shard" and step.kind not in ("select", "table")
+
+
+def written(step: Step, rows: pl.DataFrame) -> pl.DataFrame:
+    """Of what a step gave back, what becomes a part: of rows that it was given its own columns alone."""
+    if step.kind not in ("score", "filter", "revise"):
+        return rows
+    own = ["id", *step.writes, *(["drop_reason"] if step.kind != "score" else [])]
+    return rows.select(list(dict.fromkeys(own)))
+
+
+def _given(store: Store, source: Manifest, shards: list[Shard]) -> pl.DataFrame:
+    frames = [store.read_shard(shard) for shard in shards]
+    return pl.concat(frames, how="diagonal_relaxed") if frames else store.read(source.id)
+
+
+def _here(
+    lease: Lease, store: Store, step: Step, config: StepConfig, pieces: Sequence[Piece], tables: Tables
+) -> Iterator[Worked]:
+    """One piece after another, in this process."""
+    with _lazily(lease) as engines:
+        for n, piece in enumerate(pieces):
+            given = piece.rows()
+            began, before = time.monotonic(), dict(lease.spent)
+            try:
+                result = step(given, config, engines() if step.roles else {}, tables)
+            except BaseException:
+                cut_short(store, piece.key, _took(lease, before, began))
+                raise
+            yield Worked(n, result, _took(lease, before, began))
 
 
 def _took(lease: Lease, before: Mapping[str, float], began: float) -> dict[str, float]:
@@ -147,12 +208,10 @@ def _put(store: Store, step: Step, result: pl.DataFrame, heights: list[int], key
         return [store.put_part(keys[0], result, _SCHEMA[step.kind])]
     if step.kind == "table":
         return [store.put_part(keys[0], result.select(step.writes))]
-    own = ["id", *step.writes, *(["drop_reason"] if step.kind != "score" else [])]
-    own = list(dict.fromkeys(own))
+    own = written(step, result)
     starts = [sum(heights[:i]) for i in range(len(heights))]
     beside = [
-        store.put_part(key, result.slice(start, height).select(own))
-        for key, start, height in zip(keys, starts, heights, strict=False)
+        store.put_part(key, own.slice(start, height)) for key, start, height in zip(keys, starts, heights, strict=False)
     ]
     made = [store.put_part(keys[-1], result.slice(sum(heights)), ROW)] if step.kind == "revise" else []
     return beside + made

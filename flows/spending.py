@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from storage.responses import Responses
 from storage.store import Shard, Store
 
 FACTS = (
@@ -23,18 +22,14 @@ FACTS = (
 
 def cut_short(store: Store, part: str, facts: Mapping[str, float]) -> None:
     """What a step had spent on a part that it did not finish."""
-    _kept(store).add(f"part {part}", {what: amount for what, amount in facts.items() if amount})
+    store.answers.add(f"part {part}", {what: amount for what, amount in facts.items() if amount})
 
 
 def with_cut_short(store: Store, part: str, facts: Mapping[str, float]) -> dict[str, float]:
     """What a part took, with what it took before where it was not finished at once."""
-    total = Counter(_kept(store).sums(f"part {part}"))
+    total = Counter(store.answers.sums(f"part {part}"))
     total.update(facts)
     return {what: round(amount, 3) for what, amount in total.items()}
-
-
-def _kept(store: Store) -> Responses:
-    return Responses(store.root / "responses.sqlite")
 
 
 def of_shards(store: Store, shards: list[Shard]) -> dict[str, float]:

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from curation.step import STEPS, Step
-from flows.command import AsJson, StoreOption
+from flows.command import AsJson, RayOption, StoreOption
+from flows.run import by_shard
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:
@@ -78,6 +79,8 @@ def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
         default = inspect.Parameter.empty if needed else None
         parameters.append(inspect.Parameter(table, keyword, annotation=Annotated[str | None, about], default=default))
     parameters += role_options(step.roles)
+    if by_shard(step):
+        parameters.append(inspect.Parameter("ray", keyword, annotation=RayOption, default=None))
     about = typer.Option("--name", help="Name for what is made; DATASET.STEP if not given.")
     parameters.append(inspect.Parameter("name", keyword, annotation=Annotated[str | None, about], default=None))
     parameters.append(inspect.Parameter("as_json", keyword, annotation=AsJson, default=False))

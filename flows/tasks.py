@@ -49,11 +49,12 @@ def run_one_step(
     tables: Mapping[str, str],
     models: Mapping[str, EngineSpec],
     name: str,
+    ray: str | None = None,
 ) -> str:
     """Run one step on a dataset and point a name at what it made."""
     store, step = Store(root), find_step(step_name)
     with _stage(label, store, name) as done, bar(label) as progress:
-        config, lease = lend(step, settings, models, store, progress, name.partition(".")[0])
+        config, lease = lend(step, settings, models, store, progress, name.partition(".")[0], ray)
         return done(run_step(store, step, config, rows, tables, lease, progress))
 
 

@@ -39,6 +39,7 @@ from storage.manifest import (
     read_layout,
     read_manifest,
 )
+from storage.responses import Responses
 from storage.schema import ROW, conform, plain
 from storage.using import hold
 from storage.writing import link_if_absent, put_if_absent, sweep, temporary
@@ -56,6 +57,11 @@ class Store:
 
     def __post_init__(self) -> None:
         read_layout(self.root)
+
+    @property
+    def answers(self) -> Responses:
+        """What models answered."""
+        return Responses(self.root / "responses.sqlite")
 
     # ---- datasets
 

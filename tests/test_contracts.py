@@ -39,6 +39,7 @@ OWNERS = {
         "flows/doctor.py",
     ],
     "pyarrow.parquet": ["storage/"],
+    "ray": ["flows/cluster.py"],
     "vllm": ["synthesis/vllm_worker.py"],
 }
 ENGINES = {
