@@ -16,7 +16,7 @@ from flows.cells import through
 from flows.compare_config import ALWAYS, Arm, CompareConfig
 from flows.config import LoopConfig, Use
 from flows.engines import release
-from flows.loop import Turn, go_round
+from flows.loop import Turn, bring_in_parents, go_round
 from flows.own_steps import load_steps
 from flows.publish import known_spoilt, publish_comparison
 from flows.tasks import bring_in
@@ -64,6 +64,8 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
         cells = every_cell(config)
+        for loop in {cell.loop.name: cell.loop for cell in cells}.values():
+            bring_in_parents(loop, folder, root)
         first = Turn(cells[0].loop, root, 0, 0)
         untuned = first.evaluate("evaluate untuned", heldout, None)
         guarded = first.guard(pool, heldout)

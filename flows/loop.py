@@ -1,5 +1,6 @@
 """The loop: import, score, choose, train, evaluate, feed back and round again. Tasks pass dataset ids, never tables."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from curation.step import find_step
 from flows import assemble, cards, report
 from flows.budget import within
 from flows.config import LoopConfig, Use
+from flows.grown_share import within_share
 from flows.models import role_models, tuned
 from flows.own_steps import load_steps
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
-from storage.store import Store, StoreError
+from storage.store import Store, StoreError, key_of
 
 EVERYTHING = 10**9  # more rows than a pool has
 
@@ -27,8 +29,15 @@ def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
     with cards.publishing():
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+        bring_in_parents(config, folder, root)
         runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
     return publish_report(config, folder, Store(root), runs)
+
+
+def bring_in_parents(config: LoopConfig, folder: Path, root: Path) -> None:
+    """Import the files that steps under `feedback` grow from."""
+    for use in (u for u in config.feedback if u.from_):
+        bring_in(f"import what {use.step} grows from", root, folder / use.from_, _parents(config, use))
 
 
 def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
@@ -61,7 +70,8 @@ def go_round(
             others = [u for u in config.feedback if u not in revise]
             tables = {"results": results, "weights": weights}  # rows that are made are held to what is held out
             held = {"make": {"heldout": heldout}}
-            made = [turn.apply(u, rows, **tables, **held.get(find_step(u.step).kind, {})) for u in others]
+            given = [tables | held.get(find_step(u.step).kind, {}) for u in others]
+            made = [turn.apply(u, turn.parents(u, rows), **t) for u, t in zip(others, given, strict=True)]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
@@ -145,16 +155,32 @@ class Turn:
 
     def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:
         """The choice, and the rows that it took; `earlier` is the choice of the round before."""
-        use, tokens = self.config.choose, self.config.budget.tokens
-        if tokens:
+        use, budget, tables = self.config.choose, self.config.budget, {"weights": weights, "earlier": earlier}
+        if budget.tokens:
             rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
-            tables = {"weights": weights, "earlier": earlier}
-            budget = within(self.store, use, rows, tokens, tables, **self._drawn())
-            use = use.model_copy(update={"with_": use.with_ | budget})
-        choice = self.apply(use, rows, weights=weights, earlier=earlier)
-        if tokens and not self.store.manifest(choice).counts["taken"]:
-            raise StoreError(f"{use.step}: no row fits a budget of {tokens:,} tokens; give more")
+
+        def pick(some: str, amount: int, of: str = "") -> str:
+            limit = {"rows": amount}
+            if budget.tokens:
+                limit = within(self.store, use, some, amount, tables, **self._drawn())
+            asked = use.model_copy(update={"with_": use.with_ | limit})
+            return self.apply(asked, some, f"{use.step}-{of}" if of else None, **tables)
+
+        amount, unit = (budget.tokens, "tokens") if budget.tokens else (budget.rows, "rows")
+        choice = pick(rows, amount)
+        if budget.grown is not None:
+            choice = self.keep(use.step, within_share(self.store, rows, choice, budget.grown, amount, unit, pick))
+        if budget.tokens and not self.store.manifest(choice).counts["taken"]:
+            raise StoreError(f"{use.step}: no row fits a budget of {budget.tokens:,} tokens; give more")
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
+
+    def parents(self, use: Use, rows: str) -> str:
+        """What a step grows from: the rows of the turn, or a file's, with what it wrote of these before."""
+        if use.from_ is None:
+            return rows
+        named = self.store.resolve(_parents(self.config, use))
+        before = assemble.where(self.store, rows, "method", use.step)
+        return assemble.together(self.store, [named, *([before] if self.store.manifest(before).counts["live"] else [])])
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
         """Run a step. What it chooses or makes depends on the round and the seed; scores are the same for all seeds."""
@@ -174,13 +200,23 @@ class Turn:
         return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
 
     def evaluate(
-        self, what: str, rows: str, adapter: str | None, likelihood: bool = False, before: str | None = None
+        self,
+        what: str,
+        rows: str,
+        adapter: str | None,
+        likelihood: bool = False,
+        before: str | None = None,
+        examples: str | None = None,
     ) -> str:
-        """The student's answers; `before` holds what the base found of the rows, if anything, for the gain."""
+        """The student's answers; `before` holds what the base found of the rows, if anything, for the gain.
+
+        `examples` are rows that it is shown before each prompt.
+        """
         said = self.config.evaluate
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
         student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
+        tables |= {"examples": examples} if examples else {}
         name, label = self._name(what), self._label(what)
         made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name)
         # one judge for all arms and rounds
@@ -203,6 +239,12 @@ class Turn:
     def _name(self, what: str) -> str:
         turn = f"round{self.number}" if self.number else "baseline"
         return f"{self.config.name}.seed{self.seed}.{turn}.{what.replace(' ', '-')}"
+
+
+def _parents(config: LoopConfig, use: Use) -> str:
+    """The name of the rows of a file; two files may be called alike."""
+    file = use.from_ or ""
+    return f"{config.name}.from.{re.sub('[^A-Za-z0-9_-]+', '-', Path(file).stem)[:30]}-{key_of(file)[:4]}"
 
 
 def _gained(store: Store, rounds: list[report.Round]) -> bool:

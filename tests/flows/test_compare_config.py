@@ -29,7 +29,8 @@ def test_random_longest_and_full_are_always_there(tmp_path):
 
 def test_the_iterations_of_llm2llm_stand_beside_the_same_rows_at_the_same_steps():
     cells = every_cell(load_comparison(EXAMPLES / "snips/llm2llm-compare.yaml", []))
-    assert {c.arm for c in cells} == {"random", "longest", "full", "one iteration", "three iterations"}
+    iterations = {f"{n} iteration{s}" for n, s in (("one", ""), ("two", "s"), ("three", "s"))}
+    assert {c.arm for c in cells} == {"random", "longest", "full", *iterations}
     assert {c.loop.budget.rounds for c in cells if c.arm.endswith("iterations")} == {4}
 
 
