@@ -205,11 +205,18 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
         raise ConfigError(
             f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
         )
-    for use in (u for u in said.feedback if u.from_):
+    _check_growth(path, f"{where}feedback", said.feedback)
+
+
+def _check_growth(path: Path, where: str, uses: list[Use]) -> None:
+    makes = [(use.step, use.from_) for use in uses if find_step(use.step).kind == "make"]
+    if twice := [step for step, from_ in makes if makes.count((step, from_)) > 1]:
+        raise ConfigError(f"{path}: {where}: {twice[0]} stands there twice, and would write the same rows twice")
+    for use in (u for u in uses if u.from_):
         if find_step(use.step).kind != "make" or "results" in find_step(use.step).tables:
-            raise ConfigError(f"{path}: {where}feedback: {use.step} grows from rows of the pool; leave out `from`")
+            raise ConfigError(f"{path}: {where}: {use.step} grows from rows of the pool; leave out `from`")
         if not (path.parent / use.from_).is_file():
-            raise ConfigError(f"{path}: {where}feedback: there is no file {path.parent / use.from_} to grow from")
+            raise ConfigError(f"{path}: {where}: there is no file {path.parent / use.from_} to grow from")
 
 
 def _check_kinds(path: Path, where: str, kinds: tuple[str, ...], uses: list[Use]) -> None:

@@ -1,6 +1,5 @@
 """The loop: import, score, choose, train, evaluate, feed back and round again. Tasks pass dataset ids, never tables."""
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from flows.config import LoopConfig, Use
 from flows.grown_share import within_share
 from flows.models import role_models, tuned
 from flows.own_steps import load_steps
+from flows.parents import bring_in_parents, parents, told
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
-from storage.store import Store, StoreError, key_of
+from storage.store import Store, StoreError
 
 EVERYTHING = 10**9  # more rows than a pool has
 
@@ -32,12 +32,6 @@ def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
         bring_in_parents(config, folder, root)
         runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
     return publish_report(config, folder, Store(root), runs)
-
-
-def bring_in_parents(config: LoopConfig, folder: Path, root: Path) -> None:
-    """Import the files that steps under `feedback` grow from."""
-    for use in (u for u in config.feedback if u.from_):
-        bring_in(f"import what {use.step} grows from", root, folder / use.from_, _parents(config, use))
 
 
 def one_seed(config: LoopConfig, root: Path, seed: int, pool: str, heldout: str) -> report.SeedRun:
@@ -70,8 +64,12 @@ def go_round(
             others = [u for u in config.feedback if u not in revise]
             tables = {"results": results, "weights": weights}  # rows that are made are held to what is held out
             held = {"make": {"heldout": heldout}}
-            given = [tables | held.get(find_step(u.step).kind, {}) for u in others]
-            made = [turn.apply(u, turn.parents(u, rows), **t) for u, t in zip(others, given, strict=True)]
+            made = [
+                turn.apply(
+                    u, parents(store, config, u, rows), told(u), **tables, **held.get(find_step(u.step).kind, {})
+                )
+                for u in others
+            ]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
@@ -174,14 +172,6 @@ class Turn:
             raise StoreError(f"{use.step}: no row fits a budget of {budget.tokens:,} tokens; give more")
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 
-    def parents(self, use: Use, rows: str) -> str:
-        """What a step grows from: the rows of the turn, or a file's, with what it wrote of these before."""
-        if use.from_ is None:
-            return rows
-        named = self.store.resolve(_parents(self.config, use))
-        before = assemble.where(self.store, rows, "method", use.step)
-        return assemble.together(self.store, [named, *([before] if self.store.manifest(before).counts["live"] else [])])
-
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
         """Run a step. What it chooses or makes depends on the round and the seed; scores are the same for all seeds."""
         kind = find_step(use.step).kind
@@ -239,12 +229,6 @@ class Turn:
     def _name(self, what: str) -> str:
         turn = f"round{self.number}" if self.number else "baseline"
         return f"{self.config.name}.seed{self.seed}.{turn}.{what.replace(' ', '-')}"
-
-
-def _parents(config: LoopConfig, use: Use) -> str:
-    """The name of the rows of a file; two files may be called alike."""
-    file = use.from_ or ""
-    return f"{config.name}.from.{re.sub('[^A-Za-z0-9_-]+', '-', Path(file).stem)[:30]}-{key_of(file)[:4]}"
 
 
 def _gained(store: Store, rounds: list[report.Round]) -> bool:

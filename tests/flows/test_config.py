@@ -61,6 +61,7 @@ def test_growth_says_from_what_how_many_and_how_much_of_a_choice():
         pytest.param("feedback: [{step: llm2llm, from: raw.jsonl}]", "llm2llm grows from rows of the pool", id="wrong"),
         pytest.param("score: [{step: duplicates, from: raw.jsonl}]", "`from` belongs under feedback", id="no-maker"),
         pytest.param("choose: {step: random, from: raw.jsonl}", "`from` belongs under feedback", id="choose"),
+        pytest.param("feedback: [{step: llm2llm}, {step: llm2llm}]", "llm2llm stands there twice", id="twice"),
         pytest.param("budget: {grown: 1.2}", "'budget.grown'.*less than 1", id="over-one"),
     ],
 )

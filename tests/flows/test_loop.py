@@ -120,7 +120,9 @@ def test_both_ways_to_grow_feed_the_second_round_and_keep_to_their_share_of_its_
     second = said["datasets"][0]["rounds"][1]
     rows = store.read(second["scored"], ["id", "method", "parent_id"])
     assert {"llm2llm", "self-guide"} <= set(rows["method"])
-    examples = set(store.read(next(d for n, d in store.names().items() if n.startswith("small.from.task-")))["id"])
+    examples = set(
+        store.read(next(d for n, d in store.names().items() if n.startswith("small.from.self-guide-task-")))["id"]
+    )
     assert set(rows.filter(pl.col("method") == "self-guide")["parent_id"]) <= examples
     took = rows.join(store.read(second["choice"]).filter("taken"), on="id", how="semi")
     assert took["method"].count() <= 0.1 * took.height
