@@ -124,14 +124,12 @@ def _samples(store: Store, marked: str | None) -> list[dict[str, str]]:
 def sentence(said: dict[str, Any]) -> str:
     """What can be said in one plain sentence."""
     shown = {n: t["differences"]["few-shot"] for n, t in said["tasks"].items() if t["differences"]}
-    ahead = [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] > 0]
-    behind = [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] < 0]
-    open_ = [n for n in shown if n not in ahead and n not in behind]
-    parts = [f"ahead of few-shot prompting on {', '.join(ahead)}"] if ahead else []
-    parts += [f"behind it on {', '.join(behind)}" if ahead else f"behind few-shot prompting on {', '.join(behind)}"][
-        : len(behind)
-    ]
-    parts += [f"not shown to differ from few-shot prompting on {', '.join(open_)}"] if open_ else []
+    told = {
+        "ahead of": [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] > 0],
+        "behind": [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] < 0],
+        "not shown to differ from": [n for n, d in shown.items() if d["holm"] >= 0.05],
+    }
+    parts = [f"{how} few-shot prompting on {', '.join(names)}" for how, names in told.items() if names]
     without = [n for n in said["tasks"] if n not in shown]
     last = f" No student came of {', '.join(without)}." if without else ""
     return (f"Self-Guide is {'; '.join(parts)}." if parts else "Self-Guide gave no student.") + last

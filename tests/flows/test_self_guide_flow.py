@@ -76,8 +76,8 @@ def test_the_sentence_says_of_each_task_what_was_shown_and_no_more():
     tasks = {"a": lead(0.2, 0.01), "b": lead(-0.2, 0.01), "c": lead(0.2, 0.2), "d": {}}
     said = sentence({"tasks": {name: {"differences": d} for name, d in tasks.items()}})
     assert said == (
-        "Self-Guide is ahead of few-shot prompting on a; behind it on b; not shown to differ from few-shot prompting "
-        "on c. No student came of d."
+        "Self-Guide is ahead of few-shot prompting on a; behind few-shot prompting on b; not shown to differ from "
+        "few-shot prompting on c. No student came of d."
     )
     assert sentence({"tasks": {"d": {"differences": {}}}}) == "Self-Guide gave no student. No student came of d."
 
