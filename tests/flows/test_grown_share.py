@@ -59,6 +59,11 @@ def test_grown_rows_are_no_more_than_their_share_of_what_is_taken(tmp_path, impo
     assert not any("grown rows" in why for why in choice.filter(pl.col("method").is_null())["why"].to_list())
 
 
+def test_a_share_is_taken_as_it_is_written(tmp_path):
+    store = Store(tmp_path)
+    assert took(chosen(store, pool(store, 120, 120), 0.29, rows_=100)) == {False: 71, True: 29}  # 0.29 * 100 < 29
+
+
 def test_a_choice_that_keeps_to_the_share_stands_as_it_is(tmp_path):
     store = Store(tmp_path)
     dataset = pool(store, 30, 2)

@@ -396,6 +396,12 @@ def test_it_grows_in_the_clusters_where_the_student_is_right_least_often(setting
     assert sorted(int(p[1:]) for p in made["parent_id"]) == parents
 
 
+def test_one_wrong_row_makes_no_cluster_weaker_than_three():
+    (pool, verdicts), numbers = clustered("-", "---"), count()
+    teacher = FakeEngine(reply=lambda text, i: f"quite another one, number {next(numbers)}")
+    assert set(grow(pool, verdicts, teacher, weak_clusters=1)["parent_id"]) == {"r1", "r2", "r3"}
+
+
 def test_weak_clusters_want_clusters_and_every_row_is_said_of_weak_clusters_alone():
     with pytest.raises(StepError, match="run `kmeans-cluster` first"):
         grow(rows(*POOL), wrong(3), FakeEngine(), weak_clusters=1)
