@@ -26,7 +26,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from curation.same_answer import same
 from curation.step import Completion, Engine, Failed, StepConfig, StepError, step
-from storage.schema import Messages, message, prompt, response
+from storage.schema import Messages, message, prompt, response, with_examples
 
 Metric = Literal["exact", "numeric", "gsm8k", "rouge-l", "choice"]
 _NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)")
@@ -56,9 +56,19 @@ class Evaluate(StepConfig):
     writes="student_answer student_score student_correct student_nll student_tokens student_el2n student_gain",
     version=4,
 )
-def evaluate(rows: pl.DataFrame, cfg: Evaluate, student: Engine, before: pl.DataFrame | None = None) -> pl.DataFrame:
-    """The student's answers, scored against the rows' responses, and its loss on these; null where there is none."""
-    messages = rows["messages"].to_list()
+def evaluate(
+    rows: pl.DataFrame,
+    cfg: Evaluate,
+    student: Engine,
+    before: pl.DataFrame | None = None,
+    examples: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """The student's answers, scored against the rows' responses, and its loss on these; null where there is none.
+
+    Few-shot: `--examples` is a dataset of rows that are shown before each prompt, as a conversation.
+    """
+    shown = examples["messages"].to_list() if examples is not None else []
+    messages = [with_examples(m, shown) for m in rows["messages"].to_list()]
     answers = _chosen(messages, cfg, student) if cfg.metric == "choice" else _written(messages, cfg, student)
     scores = [None if a is None else score(cfg.metric, a, response(m)) for a, m in zip(answers, messages, strict=True)]
     found = student.logprobs(messages) if cfg.likelihood else [Failed("nobody asked")] * len(messages)

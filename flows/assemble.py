@@ -42,7 +42,7 @@ def where(store: Store, rows: str, column: str, value: str) -> str:
     if store.exists(made.id):
         return made.id
     live = pl.col("drop_reason").is_null() & (pl.col(column) == value)
-    picked = store.read(rows, [*ROW.names, column]).filter(live).select(ROW.names)
+    picked = store.read(rows, list(dict.fromkeys([*ROW.names, column]))).filter(live).select(ROW.names)
     return store.seal(with_counts(store, made, [(store.put_part(key_of(made.id), picked, ROW),)]))
 
 

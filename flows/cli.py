@@ -22,6 +22,7 @@ from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
 from flows.engines import EngineError, release
 from flows.evaluate_command import evaluation
+from flows.growing_commands import growing
 from flows.in_out import in_out
 from flows.mining_commands import mining
 from flows.models import check_models, check_student, lend, typed_models
@@ -32,6 +33,7 @@ from flows.run import run_step
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
+from flows.training_text import known
 from storage.addresses import without_secrets
 from storage.store import Store, StoreError
 from training.settings import TrainError
@@ -171,7 +173,7 @@ def _run(
         config, lease = lend(step, config, models, store, progress, ray=typed.get("ray"))
         if "base" in models and (told := of_another_model(config, models["base"])):
             say(f"[yellow]{escape(told)}[/yellow]")
-        made = run_step(store, step, config, rows, tables, lease, progress)
+        made = run_step(store, step, config, rows, known(store, step, models, tables), lease, progress)
     if asked := cost(store, made):
         say(f"{step.name}: {asked}")
     return made
@@ -286,6 +288,7 @@ app.add_typer(adapters)
 app.add_typer(browse)
 app.add_typer(keeping)
 app.add_typer(mining)
+app.add_typer(growing)
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ from flows.config import LoopConfig, Use
 from flows.engines import release
 from flows.loop import Turn, go_round
 from flows.own_steps import load_steps
+from flows.parents import bring_in_parents
 from flows.publish import known_spoilt, publish_comparison
 from flows.tasks import bring_in
 from storage.store import Store, key_of
@@ -64,6 +65,8 @@ def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
         cells = every_cell(config)
+        for loop in {cell.loop.name: cell.loop for cell in cells}.values():
+            bring_in_parents(loop, folder, root)
         first = Turn(cells[0].loop, root, 0, 0)
         untuned = first.evaluate("evaluate untuned", heldout, None)
         guarded = first.guard(pool, heldout)
@@ -164,13 +167,15 @@ def _told(arm: Arm) -> dict[str, list[str]]:
     """What an arm does, in words: its steps with the settings that the config gives them."""
 
     def said(use: Use) -> str:
-        given = ", ".join(f"{name} {value}" for name, value in use.with_.items())
+        said = {**use.with_, **({"from": use.from_} if use.from_ else {})}
+        given = ", ".join(f"{name} {value}" for name, value in said.items())
         return f"{use.step} ({given})" if given else use.step
 
     told = {what: [said(use) for use in uses] for what, uses in arm.stages().items()}
     told["models"] = [f"{role} {model.model or ''} {model.adapter or ''}".strip() for role, model in arm.roles.items()]
     flat = ", fewer where nothing is gained" if arm.stop_when_flat else ""
-    return told | ({"rounds": [f"{arm.rounds}{flat}"]} if arm.rounds > 1 else {})
+    told |= {"rounds": [f"{arm.rounds}{flat}"]} if arm.rounds > 1 else {}
+    return told | ({"grown rows": [f"at most {arm.grown:.0%} of a choice"]} if arm.grown is not None else {})
 
 
 def _facts(store: Store, cell: Cell, wrong: pl.DataFrame | None, left_out: set[str]) -> dict[str, Any]:

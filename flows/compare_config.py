@@ -57,6 +57,9 @@ class Arm(Strict):
     stop_when_flat: bool = False
     """Stop when a round's gain on the validation rows is inside its 95 % interval."""
 
+    grown: float | None = Field(None, ge=0, lt=1)
+    """Largest share of a choice that grown rows may be; any, if not given."""
+
     roles: Roles = Field(default_factory=dict)
     """Models of roles in this arm, over those of the whole comparison."""
 
@@ -128,7 +131,7 @@ class CompareConfig(Given):
             "name": f"{self.name}.{_slug(arm)}.{size}",
             "roles": self.roles | said.roles,
             "budget": Budget(
-                **{unit: size, "rounds": said.rounds, "stop_when_flat": said.stop_when_flat},
+                **{unit: size, "rounds": said.rounds, "stop_when_flat": said.stop_when_flat, "grown": said.grown},
                 optimizer_steps=self.budget.optimizer_steps,
             ),
             **{name: getattr(said, name) for name in ("score", "choose", "feedback")},
@@ -152,8 +155,9 @@ def ablation(path: Path, changes: list[str] = ()) -> CompareConfig:
     """
     run = load(path, changes)
     given = {name: getattr(run, name) for name in Given.model_fields} | {"name": f"{run.name}-ablation"}
-    rounds, flat = run.budget.rounds, run.budget.stop_when_flat
-    whole = Arm(score=run.score, choose=run.choose, feedback=run.feedback, rounds=rounds, stop_when_flat=flat)
+    rounds = run.budget.rounds
+    stages = {name: getattr(run, name) for name in ("score", "choose", "feedback")}
+    whole = Arm(**stages, **{name: getattr(run.budget, name) for name in ("rounds", "stop_when_flat", "grown")})
     arms = {"whole": whole}
     for use in [*run.score, *(run.feedback if rounds > 1 else [])]:
         less, gone = _without(whole, use)

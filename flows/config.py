@@ -37,6 +37,9 @@ class Use(Strict):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with")
     """Its settings; the defaults are the papers'."""
 
+    from_: str | None = Field(None, alias="from")
+    """Under `feedback`: a file of rows that it grows from, in the place of the pool, relative to the config file."""
+
     def config(self, **budget: Any) -> StepConfig:
         """The step's settings, with what the loop decides (`rows`, `round`, `seed`) where the step has such a field."""
         known = find_step(self.step).config.model_fields
@@ -59,6 +62,9 @@ class Budget(Strict):
 
     stop_when_flat: bool = False
     """Stop when a round's gain on the validation rows is inside its 95 % interval."""
+
+    grown: float | None = Field(None, ge=0, lt=1)
+    """Largest share of a round's choice, in rows or in tokens, that grown rows may be; any, if not given."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
@@ -157,7 +163,7 @@ def load(path: Path, changes: list[str] = ()) -> LoopConfig:
     return config
 
 
-def read(path: Path, changes: list[str], kind: type[Given]) -> Any:
+def read(path: Path, changes: list[str], kind: type[Strict]) -> Any:
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -202,11 +208,25 @@ def check_steps(path: Path, said: Any, where: str = "") -> None:
         raise ConfigError(
             f"{path}: {where}choose: {sorted(decided)} is said by `budget` and `seeds`, for all arms alike"
         )
+    _check_growth(path, f"{where}feedback", said.feedback)
+
+
+def _check_growth(path: Path, where: str, uses: list[Use]) -> None:
+    makes = [(use.step, use.from_) for use in uses if find_step(use.step).kind == "make"]
+    if twice := [step for step, from_ in makes if makes.count((step, from_)) > 1]:
+        raise ConfigError(f"{path}: {where}: {twice[0]} stands there twice, and would write the same rows twice")
+    for use in (u for u in uses if u.from_):
+        if find_step(use.step).kind != "make" or "results" in find_step(use.step).tables:
+            raise ConfigError(f"{path}: {where}: {use.step} grows from rows of the pool; leave out `from`")
+        if not (path.parent / use.from_).is_file():
+            raise ConfigError(f"{path}: {where}: there is no file {path.parent / use.from_} to grow from")
 
 
 def _check_kinds(path: Path, where: str, kinds: tuple[str, ...], uses: list[Use]) -> None:
     for use in uses:
         use.config()
+        if use.from_ and not where.endswith("feedback"):
+            raise ConfigError(f"{path}: {where}: {use.step}: `from` belongs under feedback, to a step that makes rows")
         if (kind := find_step(use.step).kind) not in kinds:
             raise ConfigError(
                 f"{path}: {where}: {use.step} is a {kind} step; a {' or '.join(kinds)} step belongs there"

@@ -9,8 +9,10 @@ from curation.step import find_step
 from flows import assemble, cards, report
 from flows.budget import within
 from flows.config import LoopConfig, Use
+from flows.grown_share import within_share
 from flows.models import role_models, tuned
 from flows.own_steps import load_steps
+from flows.parents import bring_in_parents, parents, told
 from flows.progress import say
 from flows.publish import Published, publish_report
 from flows.statistics import estimate
@@ -27,6 +29,7 @@ def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
     with cards.publishing():
         pool = bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
+        bring_in_parents(config, folder, root)
         runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
     return publish_report(config, folder, Store(root), runs)
 
@@ -61,7 +64,12 @@ def go_round(
             others = [u for u in config.feedback if u not in revise]
             tables = {"results": results, "weights": weights}  # rows that are made are held to what is held out
             held = {"make": {"heldout": heldout}}
-            made = [turn.apply(u, rows, **tables, **held.get(find_step(u.step).kind, {})) for u in others]
+            made = [
+                turn.apply(
+                    u, parents(store, config, u, rows), told(u), **tables, **held.get(find_step(u.step).kind, {})
+                )
+                for u in others
+            ]
             moved = next((d for d in made if store.manifest(d).kind == "table"), None)
             weights = moved or weights
             new = [d for d in made if store.manifest(d).kind == "rows"]
@@ -145,15 +153,23 @@ class Turn:
 
     def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:
         """The choice, and the rows that it took; `earlier` is the choice of the round before."""
-        use, tokens = self.config.choose, self.config.budget.tokens
-        if tokens:
+        use, budget, tables = self.config.choose, self.config.budget, {"weights": weights, "earlier": earlier}
+        if budget.tokens:
             rows = self.apply(Use(step="tokens"), rows)  # the choice stands on the count, and is charged for it
-            tables = {"weights": weights, "earlier": earlier}
-            budget = within(self.store, use, rows, tokens, tables, **self._drawn())
-            use = use.model_copy(update={"with_": use.with_ | budget})
-        choice = self.apply(use, rows, weights=weights, earlier=earlier)
-        if tokens and not self.store.manifest(choice).counts["taken"]:
-            raise StoreError(f"{use.step}: no row fits a budget of {tokens:,} tokens; give more")
+
+        def pick(some: str, amount: int, of: str = "") -> str:
+            limit = {"rows": amount}
+            if budget.tokens:
+                limit = within(self.store, use, some, amount, tables, **self._drawn())
+            asked = use.model_copy(update={"with_": use.with_ | limit})
+            return self.apply(asked, some, f"{use.step}-{of}" if of else None, **tables)
+
+        amount, unit = (budget.tokens, "tokens") if budget.tokens else (budget.rows, "rows")
+        choice = pick(rows, amount)
+        if budget.grown is not None:
+            choice = self.keep(use.step, within_share(self.store, rows, choice, budget.grown, amount, unit, pick))
+        if budget.tokens and not self.store.manifest(choice).counts["taken"]:
+            raise StoreError(f"{use.step}: no row fits a budget of {budget.tokens:,} tokens; give more")
         return choice, self.keep("chosen", assemble.taken(self.store, rows, choice))
 
     def apply(self, use: Use, rows: str, name: str | None = None, **tables: str | None) -> str:
@@ -175,13 +191,23 @@ class Turn:
         return train_one(self._label(what), self.root, rows, heldout, self.config.model, settings, self._name(what))
 
     def evaluate(
-        self, what: str, rows: str, adapter: str | None, likelihood: bool = False, before: str | None = None
+        self,
+        what: str,
+        rows: str,
+        adapter: str | None,
+        likelihood: bool = False,
+        before: str | None = None,
+        examples: str | None = None,
     ) -> str:
-        """The student's answers; `before` holds what the base found of the rows, if anything, for the gain."""
+        """The student's answers; `before` holds what the base found of the rows, if anything, for the gain.
+
+        `examples` are rows that it is shown before each prompt.
+        """
         said = self.config.evaluate
         use = Use(step="evaluate", **{"with": said | {"likelihood": likelihood or said.get("likelihood", False)}})
         student = tuned(self.store, self.config.model, adapter, self.config.engine)
         tables = {"before": before} if before and self.store.read(before, ["base_nll"]).width else {}
+        tables |= {"examples": examples} if examples else {}
         name, label = self._name(what), self._label(what)
         ray = self.config.ray
         made = run_one_step(label, self.root, use.step, use.config(), rows, tables, {"student": student}, name, ray)

@@ -7,7 +7,9 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import roc_auc_score
 
+from curation.step import find_step
 from flows import svg
+from flows.grown_share import amounts
 from flows.statistics import estimate
 from flows.trajectory import trajectory, trajectory_table
 from storage.store import Manifest, Store, StoreError
@@ -112,6 +114,21 @@ def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
     ]
 
 
+def growth(store: Store, run: SeedRun) -> list[dict[str, Any]]:
+    """What each step wrote in each round, and how many grown rows the next choice took.
+
+    `recited` is the share that the writing model knew by heart; null where what it was trained on is not known.
+    """
+    out = []
+    for number, (round_, after) in enumerate(zip(run.rounds, run.rounds[1:], strict=False), 1):
+        taken = amounts(store, after.scored, after.choice)[True]
+        for made in (store.manifest(d) for d in round_.grown if find_step(store.manifest(d).step).kind == "make"):
+            rows, told = made.counts["rows"], {"round": number, "step": made.step, "taken_next": taken}
+            known = made.counts.get("refused, recited", 0) / max(rows, 1) if "training_text" in made.inputs else None
+            out.append(told | {"rows": rows, "kept": made.counts["live"], "recited": known})
+    return out
+
+
 def seconds(store: Store, runs: list[SeedRun]) -> list[tuple[str, float]]:
     """Seconds that each stage took when it was computed, over all rounds and seeds."""
     ends = [d for run in runs for r in run.rounds for d in (r.choice, *r.grown, *([r.results] if r.results else []))]
@@ -167,6 +184,7 @@ def facts(store: Store, runs: list[SeedRun], budget_rows: int, spoilt: set[int] 
         "spoilt": float(lines.is_in(list(spoilt)).mean()) if spoilt is not None else None,
         "choices": [filter_quality(store, run, spoilt) for run in runs] if spoilt is not None else [],
         "rows": dict(drop_reasons(store, runs[0])),
+        "grown": growth(store, runs[0]),
         "seconds": dict(seconds(store, runs)),
         "losses": losses(store, runs[0]),
         "cluster_weights": trajectory(
@@ -193,10 +211,23 @@ def markdown(title: str, said: dict[str, Any], notes: list[str] = ()) -> str:
     out += ["## Training loss", "", svg.image(svg.lines(said["losses"], "training loss"), "training loss by step"), ""]
     out += ["## Where the rows went", "", "| what | rows |", "|---|---|"]
     out += [f"| {what} | {n:,} |" for what, n in said["rows"].items()]
+    out += _grown_table(said)
     out += ["", "## Seconds per stage", "", "| stage | seconds |", "|---|---|"]
     out += [f"| {stage} | {s:,.1f} |" for stage, s in said["seconds"].items()]
     out += [f"| all | {sum(said['seconds'].values()):,.1f} |", ""]
     return "\n".join([*out, *notes])
+
+
+def _grown_table(said: dict[str, Any]) -> list[str]:
+    if not said["grown"]:
+        return []
+    out = ["", "## What was grown", ""]
+    out += ["| round | by | replies read, and rows short | kept | recited | grown rows in the next choice |"]
+    out += ["|---|---|---|---|---|---|"]
+    for g in said["grown"]:
+        recited = "not known" if g["recited"] is None else f"{g['recited']:.1%}"
+        out.append(f"| {g['round']} | {g['step']} | {g['rows']:,} | {g['kept']:,} | {recited} | {g['taken_next']:,} |")
+    return out
 
 
 def ahead(arm: dict[str, Any]) -> str:

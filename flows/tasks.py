@@ -23,6 +23,7 @@ from flows.own_steps import load_steps, own_files
 from flows.progress import bar, say
 from flows.run import run_step
 from flows.training import train_adapter
+from flows.training_text import known
 from storage.importing import import_files
 from storage.store import Store, StoreError
 
@@ -55,7 +56,7 @@ def run_one_step(
     store, step = Store(root), find_step(step_name)
     with _stage(label, store, name) as done, bar(label) as progress:
         config, lease = lend(step, settings, models, store, progress, name.partition(".")[0], ray)
-        return done(run_step(store, step, config, rows, tables, lease, progress))
+        return done(run_step(store, step, config, rows, known(store, step, models, tables), lease, progress))
 
 
 @task(**_PLAIN)

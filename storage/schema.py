@@ -117,6 +117,12 @@ def prompt(messages: Messages) -> Messages:
     ]
 
 
+def with_examples(messages: Messages, examples: list[Messages]) -> Messages:
+    """The conversation with the last exchange of others before it, under its system prompt if it has one."""
+    heads = sum(m["role"] == "system" for m in messages[:1])
+    return [*messages[:heads], *(m for said in examples for m in said[-2:]), *messages[heads:]]
+
+
 def response(messages: Messages) -> str:
     return messages[-1]["content"] or ""
 

@@ -9,6 +9,7 @@ with its own rows compounds its errors. What a reply must be to be kept, and in 
     not near       ROUGE-L of 0.95 at most to its parent, the other wrong rows, the rows written in this round and in
                    earlier ones, and the held-out rows
     in its script  most letters are of a script that its parent has, too
+    its own        no text that the teacher was trained on, where that is known
     marked         `#### n` at the end of the answer where the parent's answer has that
 
 The pool's own steps (duplicates, held-out overlap, confidence) judge grown rows in the next round like any other. Where
@@ -16,10 +17,10 @@ a pool has wrong answers, "the student got it wrong" finds those too: parents ar
 column, the most trusted first.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.same_answer import same
 from curation.step import Engine, StepConfig, StepError, step
@@ -27,6 +28,7 @@ from storage.schema import Messages, instruction, prompt, response
 from synthesis import growing
 from synthesis.growing import OF_GROWN, Allowance, Place, Question, Unread, in_another_script
 from synthesis.near import Near, rouge_l
+from synthesis.recital import Recited
 from synthesis.retelling import MARKER, SCHEMAS, input_of, question, rows_in
 
 _SAMPLES, _AGREEING = 3, 2  # of the teacher's own answers to a row that it wrote
@@ -41,6 +43,12 @@ class LLM2LLM(StepConfig):
 
     parents: Literal["seeds", "all"] = "seeds"
     """Rows that are grown from: imported ones, or grown ones too (what the paper advises against)."""
+
+    weak_clusters: int = Field(0, ge=0)
+    """Grow only in so many clusters of `kmeans-cluster`, those where the student is right least often; 0: in all."""
+
+    of: Literal["wrong", "every"] = "wrong"
+    """Rows of the weak clusters that are grown from: those answered wrongly (the paper), or all that were answered."""
 
     attempts: int = Field(5, ge=1, le=20)
     """How often the teacher is asked for a row before its place stays empty."""
@@ -84,12 +92,23 @@ class LLM2LLM(StepConfig):
     """Seed of the teacher's sampling."""
 
     def columns(self) -> tuple[str, ...]:
-        return (self.quality, "split")
+        return (self.quality, "split", *(["diversity_cluster"] if self.weak_clusters else []))
+
+    @model_validator(mode="after")
+    def _every_of_some(self) -> Self:
+        if self.of == "every" and not self.weak_clusters:
+            raise ValueError("of: every row is grown from in weak clusters alone; say with weak_clusters how many")
+        return self
 
 
 @step("llm2llm", kind="make", scope="dataset", writes=" ".join(OF_GROWN), version=2)
 def grow(
-    rows: pl.DataFrame, cfg: LLM2LLM, teacher: Engine, results: pl.DataFrame, heldout: pl.DataFrame | None = None
+    rows: pl.DataFrame,
+    cfg: LLM2LLM,
+    teacher: Engine,
+    results: pl.DataFrame,
+    heldout: pl.DataFrame | None = None,
+    training_text: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """New rows like those that the student got wrong, one for each (LLM2LLM).
 
@@ -103,7 +122,7 @@ def grow(
     allowance = Allowance(teacher, cfg.tokens and int(cfg.tokens * part), cfg.seconds and cfg.seconds * part)
     checking = Allowance(teacher, cfg.tokens and int(cfg.tokens * (1 - part)), cfg.seconds)
     how = {"max_tokens": cfg.max_tokens, "temperature": cfg.temperature, "top_p": cfg.top_p}
-    known = _Known(rows, [row["messages"] for row in wrong], heldout, cfg.max_rouge)
+    known = _Known(rows, [row["messages"] for row in wrong], heldout, cfg.max_rouge, Recited(training_text))
 
     def read(place: Place, text: str, cut: bool) -> list[Messages | Unread]:
         return rows_in(place.parent["messages"], text, cut, cfg.structured)
@@ -133,17 +152,34 @@ def grow(
 
 
 def wrong_rows(rows: pl.DataFrame, results: pl.DataFrame, cfg: LLM2LLM) -> pl.DataFrame:
-    """The training rows that the student answered wrongly and that may be parents, the most trusted first."""
+    """The training rows that are grown from: those that the student got wrong, or all of its weak clusters.
+
+    The most trusted come first.
+    """
     if "student_correct" not in results.columns:
         raise StepError("llm2llm: the results have no column student_correct; `thresher step evaluate` writes it")
-    wrong = results.filter(~pl.col("student_correct")).select("id")
+    answered = results.filter(pl.col("student_correct").is_not_null())
+    wrong = answered if cfg.of == "every" else answered.filter(~pl.col("student_correct"))
+    if cfg.weak_clusters:
+        wrong = wrong.join(_weakest(rows, answered, cfg.weak_clusters), on="id", how="semi")
     seeds = rows if cfg.parents == "all" else rows.filter(pl.col("round") == 0)
     if "split" in seeds.columns:
         seeds = seeds.filter(pl.col("split") == "train")
     trust = pl.col(cfg.quality) if cfg.quality in seeds.columns else pl.lit(0.0)
-    found = seeds.join(wrong, on="id", how="semi").with_columns(trust=trust)
+    found = seeds.join(wrong.select("id"), on="id", how="semi").with_columns(trust=trust)
     ordered = found.sort(["trust", "id"], descending=[True, False], nulls_last=True)
     return ordered.select("id", "messages", "source").head(-(-cfg.rows // cfg.per_parent))
+
+
+def _weakest(rows: pl.DataFrame, answered: pl.DataFrame, clusters: int) -> pl.DataFrame:
+    """The ids of the rows in the clusters where the student is right least often, as (right + 1) / (answered + 2)."""
+    if "diversity_cluster" not in rows.columns:
+        raise StepError("llm2llm: weak_clusters needs the column diversity_cluster; run `kmeans-cluster` first")
+    known = rows.select("id", "diversity_cluster").drop_nulls()
+    both = known.join(answered.select("id", right=pl.col("student_correct").cast(pl.Int64)), on="id")
+    share = (pl.col("right").sum() + 1) / (pl.len() + 2)  # one wrong row makes no cluster the weakest of all
+    weak = both.group_by("diversity_cluster").agg(share=share).sort("share", "diversity_cluster").head(clusters)
+    return known.join(weak, on="diversity_cluster", how="semi").select("id")
 
 
 def questions(place: Place, attempt: int, kept: list[Messages], cfg: LLM2LLM) -> list[Question]:
@@ -173,10 +209,12 @@ def agreed(new: list[Messages], allowance: Allowance, how: dict) -> list[str | N
 class _Known:
     """What a new row may not say over again; grows with every row that is kept."""
 
-    def __init__(self, rows: pl.DataFrame, wrong: list[Messages], heldout: pl.DataFrame | None, limit: float) -> None:
+    def __init__(
+        self, rows: pl.DataFrame, wrong: list[Messages], heldout: pl.DataFrame | None, limit: float, recited: Recited
+    ) -> None:
         held = [] if heldout is None else heldout["messages"].to_list()
         grown = rows.filter(pl.col("round") > 0)["messages"].to_list()
-        self._limit = limit
+        self._limit, self._recited = limit, recited
         self._said = {instruction(m) for m in rows["messages"].to_list()}
         self._held = {instruction(m) for m in held}
         self._near = Near(limit, map(input_of, [*wrong, *grown]))
@@ -194,6 +232,8 @@ class _Known:
             return "near to another row"
         if in_another_script(text, of):
             return "in another script"
+        if text in self._recited or (response(new) != response(parent) and response(new) in self._recited):
+            return "recited"
         if MARKER in response(parent) and response(new).count(MARKER) != 1:
             return "its answer has not one mark"
         self._said.add(asked)

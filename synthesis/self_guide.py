@@ -21,9 +21,10 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from curation.step import Completion, Engine, StepConfig, StepError, step
-from storage.schema import Messages, message, prompt, response
+from storage.schema import Messages, message, prompt, response, with_examples
 from synthesis import growing
 from synthesis.growing import OF_GROWN, Allowance, Place, Question, Unread, Written, in_another_script
+from synthesis.recital import Recited
 from synthesis.retelling import input_of, task_of
 from synthesis.self_guide_filters import balanced, bounds, consistent, is_noise, label_of
 
@@ -121,17 +122,19 @@ class Task:
 
 
 @step("self-guide", kind="make", scope="dataset", writes=" ".join(OF_GROWN))
-def guide(rows: pl.DataFrame, cfg: SelfGuide, student: Engine) -> pl.DataFrame:
+def guide(
+    rows: pl.DataFrame, cfg: SelfGuide, student: Engine, training_text: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """New rows of a task that the student writes itself, inputs and answers, from a few examples (Self-Guide).
 
     DATASET holds the examples: rows whose prompts begin with the same instruction line. What was written and not kept
     is there too, as dropped rows that say why: `thresher review` lists the reasons.
     """
-    found, written = tasks(rows), []
+    found, written, recited = tasks(rows), [], Recited(training_text)
     for number, task in enumerate(found):
         _check_labels(task, cfg.labels)
         seed = (cfg.seed * 1009 + cfg.round) * 1024 + OF_TASK * number
-        asked = inputs(task, cfg, _part(student, cfg, OF_INPUTS / len(found)), seed)
+        asked = inputs(task, cfg, _part(student, cfg, OF_INPUTS / len(found)), seed, recited)
         kept = [w for w in asked if w.refused is None]
         written += annotate(task, kept, cfg, _part(student, cfg, (1 - OF_INPUTS) / len(found)), seed + OF_ANSWERS)
         written += [w for w in asked if w.refused is not None]
@@ -162,8 +165,8 @@ def own_part(messages: Messages, task: str) -> str:
     return asked.removeprefix(f"{task}\n") if task else asked
 
 
-def inputs(task: Task, cfg: SelfGuide, allowance: Allowance, seed: int) -> list[Written]:
-    """Inputs that the student wrote, as rows without an answer."""
+def inputs(task: Task, cfg: SelfGuide, allowance: Allowance, seed: int, recited: Recited) -> list[Written]:
+    """Inputs that the student wrote, as rows without an answer; none of what it was trained on."""
     known = {*task.inputs, *task.earlier}
     low, high = bounds(task.inputs)
     measured, _ = cfg.measures()
@@ -188,6 +191,8 @@ def inputs(task: Task, cfg: SelfGuide, allowance: Allowance, seed: int) -> list[
             return "input there already"
         if in_another_script(text, task.inputs[0]):
             return "input in another script"
+        if text in recited:
+            return "recited"
         known.add(text)
         return None
 
@@ -221,8 +226,9 @@ def input_question(task: Task, earlier: list[str], cfg: SelfGuide, rng: random.R
 def annotate(task: Task, new: list[Written], cfg: SelfGuide, allowance: Allowance, seed: int) -> list[Written]:
     """The rows with their answers; those without one that can be believed say why."""
     rng = random.Random(f"{cfg.seed} {cfg.round} {task.text}")
-    shown = [rng.sample(task.examples, min(cfg.examples, len(task.examples))) for _ in new]
-    asked = [[*turns(some), prompt(w.messages)[-1]] for some, w in zip(shown, new, strict=True)]
+    examples = [row["messages"] for row in task.examples]
+    shown = [rng.sample(examples, min(cfg.examples, len(examples))) for _ in new]
+    asked = [prompt(with_examples(w.messages, some)) for some, w in zip(shown, new, strict=True)]
     how: dict[str, Any] = {"max_tokens": cfg.max_tokens, "temperature": cfg.answer_temperature}
     how |= {"choices": cfg.labels} if cfg.structured and cfg.labels else {}
     said = allowance.ask(asked, seed=seed, n=cfg.samples, **how)
@@ -274,13 +280,6 @@ def balance(rows: list[Written], labels: list[str]) -> list[Written]:
     stay = iter(balanced([response(w.messages) for w in live], labels))
     why = "too many of its label"
     return [w if w.refused is not None or next(stay) else replace(w, refused=why) for w in rows]
-
-
-def turns(examples: list[dict[str, Any]]) -> Messages:
-    """Examples as a conversation; what stands before the last question, such as a system prompt, stands there once."""
-    before = prompt(examples[0]["messages"])[:-1] if examples else []
-    said = [{"role": m["role"], "content": m["content"] or ""} for row in examples for m in row["messages"][-2:]]
-    return [*before, *said]
 
 
 def _check_labels(task: Task, labels: list[str]) -> None:

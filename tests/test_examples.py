@@ -180,9 +180,10 @@ def test_a_clean_pool_is_the_raw_one_with_true_answers_in_the_place_of_wrong_one
         ]
 
 
-def test_the_few_rows_of_snips_are_right_lines_of_its_pool_and_none_is_held_out():
-    lines = (EXAMPLES / "snips/seed50.jsonl").read_text().splitlines()
-    assert few(EXAMPLES / "snips", 50, seed=0) == lines and len(set(lines)) == 50
+@pytest.mark.parametrize("n", [20, 50, 100])
+def test_the_few_rows_of_snips_are_right_lines_of_its_pool_and_none_is_held_out(n):
+    lines = (EXAMPLES / f"snips/seed{n}.jsonl").read_text().splitlines()
+    assert few(EXAMPLES / "snips", n, seed=0) == lines and len(set(lines)) == n
     raw = (EXAMPLES / "snips/raw.jsonl").read_text(errors="replace").splitlines()
     spoilt = {said["line"] for said in read("snips", "spoilt.jsonl")}
     right = {line for number, line in enumerate(raw, 1) if number not in spoilt}
@@ -190,3 +191,14 @@ def test_the_few_rows_of_snips_are_right_lines_of_its_pool_and_none_is_held_out(
     held, asked = read("snips", "test.jsonl"), [json.loads(line) for line in lines]
     letters = [{re.sub(r"\W", "", row["input"].casefold()) for row in some} for some in (held, asked)]
     assert not letters[0] & letters[1]
+
+
+@pytest.mark.parametrize(("name", "yes"), [("esnli", (40, 175)), ("openpi", None)])
+def test_the_tasks_of_self_guide_are_what_their_readme_says(name, yes):
+    files = [read("self_guide", f"{name}{end}.jsonl") for end in ("", "-test")]
+    assert [len(lines) for lines in files] == [60, 240]
+    inputs = [{line["input"] for line in lines} for lines in files]
+    assert [len(said) for said in inputs] == [60, 240] and not inputs[0] & inputs[1]
+    assert len({line["instruction"] for lines in files for line in lines}) == 1
+    if yes:
+        assert tuple(sum(line["output"] == "yes" for line in lines) for lines in files) == yes

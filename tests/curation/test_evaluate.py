@@ -8,6 +8,7 @@ from curation.judged import Judged, judge_answers
 from curation.own_check import checked
 from curation.perplexity import Perplexity, perplexity
 from curation.step import Completion, Failed, StepError
+from storage.schema import message
 from tests.fakes import FakeEngine
 from tests.rows import rows
 
@@ -185,3 +186,22 @@ def test_a_check_of_the_users_own_that_raises_marks_the_row_and_goes_on():
     assert found["student_score"].to_list() == [1.0, 0.0, None, None, None]
     errors = found["student_check_error"].to_list()
     assert errors[2].startswith("ValueError: invalid literal") and errors.count(None) == 4
+
+
+def test_examples_are_shown_as_a_conversation_under_the_system_prompt_and_judged_by_nobody():
+    asked = []
+
+    class Heard(FakeEngine):
+        def generate(self, prompts, **how):
+            asked.extend([(m["role"], m["content"]) for m in prompt] for prompt in prompts)
+            return super().generate(prompts, **how)
+
+    held = rows(("3?", "three"), ("4?", "four"))
+    told = [[message("system", "count"), *m] for m in held["messages"].to_list()[:1]] + held["messages"].to_list()[1:]
+    held = held.with_columns(messages=pl.Series(told, dtype=held["messages"].dtype))
+    shown = rows(("1?", "one"), ("2?", "two"))
+    student = Heard(reply=lambda text, i: {"3?": "three"}.get(text, "no"))
+    made = evaluate(held, Evaluate(likelihood=False), {"student": student}, {"examples": shown})
+    before = [("user", "1?"), ("assistant", "one"), ("user", "2?"), ("assistant", "two")]
+    assert asked == [[("system", "count"), *before, ("user", "3?")], [*before, ("user", "4?")]]
+    assert made["student_correct"].to_list() == [True, False] and made["id"].to_list() == held["id"].to_list()

@@ -29,8 +29,9 @@ def test_random_longest_and_full_are_always_there(tmp_path):
 
 def test_the_iterations_of_llm2llm_stand_beside_the_same_rows_at_the_same_steps():
     cells = every_cell(load_comparison(EXAMPLES / "snips/llm2llm-compare.yaml", []))
-    assert {c.arm for c in cells} == {"random", "longest", "full", "one iteration", "three iterations"}
-    assert {c.loop.budget.rounds for c in cells if c.arm.endswith("iterations")} == {4}
+    iterations = {f"{n} iteration{s}" for n, s in (("one", ""), ("two", "s"), ("three", "s"))}
+    assert {c.arm for c in cells} == {"random", "longest", "full", *iterations}
+    assert {c.loop.budget.rounds for c in cells if c.arm.endswith("iterations")} == {3, 4}
 
 
 def test_all_cells_train_alike(tmp_path):
@@ -151,3 +152,11 @@ def test_an_ablation_of_a_loop_that_corrects_keeps_the_correction_where_its_scor
     arms = ablation(tmp_path / "loop.yaml").arms
     assert [u.step for u in arms["without clear-filter"].score] == ["duplicates", "clear-score", "clear-correct"]
     assert [u.step for u in arms["without duplicates"].score] == ["clear-score", "clear-filter", "clear-correct"]
+
+
+def test_what_a_choice_may_have_of_grown_rows_is_the_runs_in_an_ablation_and_an_arms_own():
+    whole = ablation(EXAMPLES / "snips/growth.yaml")
+    assert whole.arms["whole"].grown == 0.3 and whole.loop("whole", 300).budget.grown == 0.3
+    cells = every_cell(load_comparison(EXAMPLES / "snips/llm2llm-compare.yaml", ["arms.one iteration.grown=0.25"]))
+    assert {c.arm for c in cells if c.loop.budget.grown == 0.25} == {"one iteration"}
+    assert all(c.loop.budget.grown is None for c in cells if c.arm != "one iteration")

@@ -46,6 +46,30 @@ def test_set_reaches_into_lists_and_budgets(tmp_path):
     assert config.score[0].config().threshold == 0.25
 
 
+def test_growth_says_from_what_how_many_and_how_much_of_a_choice():
+    config = load(Path(__file__).parents[2] / "examples/snips/growth.yaml")
+    assert config.budget.grown == 0.3
+    wrong, task = config.feedback
+    assert wrong.config().weak_clusters == 10 and wrong.config().rows == 60
+    assert task.step == "self-guide" and task.from_ == "seed50.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param("feedback: [{step: self-guide, from: no.jsonl}]", "there is no file .*no.jsonl", id="no-file"),
+        pytest.param("feedback: [{step: llm2llm, from: raw.jsonl}]", "llm2llm grows from rows of the pool", id="wrong"),
+        pytest.param("score: [{step: duplicates, from: raw.jsonl}]", "`from` belongs under feedback", id="no-maker"),
+        pytest.param("choose: {step: random, from: raw.jsonl}", "`from` belongs under feedback", id="choose"),
+        pytest.param("feedback: [{step: llm2llm}, {step: llm2llm}]", "llm2llm stands there twice", id="twice"),
+        pytest.param("budget: {grown: 1.2}", "'budget.grown'.*less than 1", id="over-one"),
+    ],
+)
+def test_growth_that_cannot_be_is_refused(tmp_path, text, told):
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path, f"{GOOD}{text}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "told"),
     [

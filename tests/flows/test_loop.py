@@ -36,7 +36,11 @@ def example(tmp_path_factory):
     (folder / "test.jsonl").write_bytes(b"".join(test[::18]))
     config = yaml.safe_load((ROOT / "examples/snips/loop.yaml").read_text())
     config |= {"name": "small", "validation": 0.1, "budget": {"rows": 24, "rounds": 2, "optimizer_steps": 4}}
+    config["budget"]["grown"] = 0.1
     config["feedback"] = [{"step": "reweight-clusters"}, {"step": "llm2llm", "with": {"rows": 6, "max_tokens": 24}}]
+    few = {"epochs": 1, "prompts": 4, "samples": 3, "examples": 3, "max_tokens": 16, "lengths": "neither"}
+    config["feedback"].append({"step": "self-guide", "from": "task.jsonl", "with": few})
+    (folder / "task.jsonl").write_bytes(b"".join(test[1:6]))
     config["score"][2] = {"step": "kmeans-cluster", "with": {"clusters": 5}}
     del config["spoilt"]
     (folder / "loop.yaml").write_text(yaml.safe_dump(config))
@@ -109,6 +113,24 @@ def test_clusters_are_those_of_the_first_round(finished):
     first, second = (store.read(r["scored"], ["id", "diversity_cluster"]).drop_nulls() for r in rounds)
     both = first.join(second, on="id", suffix="_now")
     assert both.height > 50 and both["diversity_cluster"].to_list() == both["diversity_cluster_now"].to_list()
+
+
+def test_both_ways_to_grow_feed_the_second_round_and_keep_to_their_share_of_its_choice(finished):
+    store, said = Store(finished[0]), finished[1]
+    second = said["datasets"][0]["rounds"][1]
+    rows = store.read(second["scored"], ["id", "method", "parent_id"])
+    assert {"llm2llm", "self-guide"} <= set(rows["method"])
+    examples = set(
+        store.read(next(d for n, d in store.names().items() if n.startswith("small.from.self-guide-task-")))["id"]
+    )
+    assert set(rows.filter(pl.col("method") == "self-guide")["parent_id"]) <= examples
+    took = rows.join(store.read(second["choice"]).filter("taken"), on="id", how="semi")
+    assert took["method"].count() <= 0.1 * took.height
+    assert [(g["round"], g["step"], g["taken_next"]) for g in said["grown"]] == [
+        (1, "llm2llm", took["method"].count()),
+        (1, "self-guide", took["method"].count()),
+    ]
+    assert all(g["kept"] <= g["rows"] and g["recited"] is not None for g in said["grown"])
 
 
 def test_a_second_run_computes_nothing(example, finished):

@@ -369,3 +369,58 @@ def test_a_parent_without_text_is_short_and_never_asked_about():
     teacher = FakeEngine()
     made = written(rows(("", "a"), ("q", "")), wrong(2), teacher)
     assert why(made) == {"short of the quota: its parent has nothing to show": 2} and not teacher.asked
+
+
+def clustered(*answers):
+    """Rows of clusters a, b, c …, each with the student's verdicts as letters: + right, - wrong, ? not known."""
+    said = [(n, verdict) for n, verdicts in enumerate(answers) for verdict in verdicts]
+    pool = rows(*[(f"Pick: a, b\ntext {i}", "a") for i in range(len(said))], diversity_cluster=[n for n, _ in said])
+    verdicts = [{"+": True, "-": False, "?": None}[v] for _, v in said]
+    return pool, pl.DataFrame({"id": pool["id"], "student_correct": verdicts})
+
+
+@pytest.mark.parametrize(
+    ("settings", "parents"),
+    [
+        pytest.param({}, [0, 1, 5, 9, 13], id="all that were wrong"),
+        pytest.param({"weak_clusters": 1}, [0, 1], id="of the weakest cluster"),
+        pytest.param({"weak_clusters": 1, "of": "every"}, [0, 1, 2], id="all of it that was answered"),
+        pytest.param({"weak_clusters": 2}, [0, 1, 13], id="one wrong of two is weaker than one of four"),
+        pytest.param({"weak_clusters": 9}, [0, 1, 5, 9, 13], id="more clusters than there are"),
+    ],
+)
+def test_it_grows_in_the_clusters_where_the_student_is_right_least_often(settings, parents):
+    (pool, verdicts), numbers = clustered("--+?", "+-++", "+-++", "+-"), count()
+    teacher = FakeEngine(reply=lambda text, i: f"quite another one, number {next(numbers)}")
+    made = grow(pool, verdicts, teacher, **settings)
+    assert sorted(int(p[1:]) for p in made["parent_id"]) == parents
+
+
+def test_one_wrong_row_makes_no_cluster_weaker_than_three():
+    (pool, verdicts), numbers = clustered("-", "---"), count()
+    teacher = FakeEngine(reply=lambda text, i: f"quite another one, number {next(numbers)}")
+    assert set(grow(pool, verdicts, teacher, weak_clusters=1)["parent_id"]) == {"r1", "r2", "r3"}
+
+
+def test_weak_clusters_want_clusters_and_every_row_is_said_of_weak_clusters_alone():
+    with pytest.raises(StepError, match="run `kmeans-cluster` first"):
+        grow(rows(*POOL), wrong(3), FakeEngine(), weak_clusters=1)
+    with pytest.raises(ValueError, match="say with weak_clusters how many"):
+        ll.LLM2LLM(of="every")
+
+
+def test_a_truncated_last_item_and_one_with_two_answer_marks_are_refused():
+    """Check 7 of the method's specification, through the whole step."""
+    said = (
+        "Question: two and two, how many?\nAnswer: 4 #### 4\nQuestion: three and four in all?\nAnswer: 7 #### 7 #### 8"
+    )
+    reply = f"{said}\nQuestion: five and six, how"
+
+    class Cut(FakeEngine):
+        def generate(self, prompts, **how):
+            return [[Completion(reply, truncated=True)] for _ in prompts]
+
+    pool = rows(("What is one and one?", "It is 2 #### 2"))
+    made = written(pool, wrong(1), Cut(), attempts=1, per_parent=3)  # asked three times, and the same each time
+    refused = {"its answer has not one mark": 3, "cut at max_tokens": 3, "near to another row": 2}
+    assert why(made) == refused | {"short of the quota: asked 1 times": 2} and made["drop_reason"].null_count() == 1
