@@ -28,6 +28,7 @@ from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
 from flows.rules import of_another_model
 from flows.run import run_step
+from flows.schedule import scheduling
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
@@ -63,16 +64,16 @@ def run(
         from flows.estimate import estimate
 
         return typer.echo(estimate(wanted, config.resolve().parent))
-    from flows.server import serving
+    from flows.server import recorded
 
     place = open_store(store)
     root = place.root
     check_models(wanted, place)
-    with serving(root):
+    with recorded(root):
         from flows.loop import improve
 
         found = improve(wanted, config.resolve().parent, root)
-        say(f"report: {found.path} and {found.url}; datasets: `thresher ui`")
+        say(f"report: {found.path}{f' and {found.url}' if found.url else ''}; datasets: `thresher ui`")
     if report:
         report.write_text(found.markdown, encoding="utf-8")
     spent = spending.of_run(place, wanted.name)
@@ -114,9 +115,9 @@ def compare(
         place = open_store(store)
         for arm in ("random", *wanted.arms):
             check_models(wanted.loop(arm, 1), place)
-        from flows.server import serving
+        from flows.server import recorded
 
-        with serving(place.root):
+        with recorded(place.root):
             from flows.compare import compare as compare_flow
             from flows.side_by_side import accelerators
 
@@ -273,6 +274,7 @@ app.add_typer(adapters)
 app.add_typer(browse)
 app.add_typer(keeping)
 app.add_typer(mining)
+app.add_typer(scheduling)
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from flows.models import role_models, tuned
 from flows.own_steps import load_steps
 from flows.progress import say
 from flows.publish import Published, publish_report
+from flows.recording import if_recorded
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
 from storage.store import Store, StoreError
@@ -20,12 +21,18 @@ from storage.store import Store, StoreError
 EVERYTHING = 10**9  # more rows than a pool has
 
 
+@if_recorded
 @flow(name="improve", persist_result=False)
-def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
-    """Import pool and held-out set, one whole loop for every seed, and the report that compares them."""
+def improve(config: LoopConfig, folder: Path, root: Path, pool: str | None = None) -> Published:
+    """Import pool and held-out set, one whole loop for every seed, and the report that compares them.
+
+    `pool` is an imported dataset that stands in the place of the config's file.
+    """
     load_steps(folder / file for file in config.steps)
     with cards.publishing():
-        pool = bring_in("import the pool", root, folder / config.pool, config.name)
+        if pool:
+            Store(root).name(config.name, pool)
+        pool = pool or bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
         runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
     return publish_report(config, folder, Store(root), runs)

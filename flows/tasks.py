@@ -21,6 +21,7 @@ from flows.engines import EngineSpec
 from flows.models import lend
 from flows.own_steps import load_steps, own_files
 from flows.progress import bar, say
+from flows.recording import if_recorded, recording
 from flows.run import run_step
 from flows.training import train_adapter
 from storage.importing import import_files
@@ -31,6 +32,7 @@ load_steps(own_files())  # and those of the user's own, as the process that bega
 _PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
 
 
+@if_recorded
 @task(**_PLAIN)
 def bring_in(label: str, root: Path, file: Path, name: str) -> str:
     """Import a file under a name."""
@@ -39,6 +41,7 @@ def bring_in(label: str, root: Path, file: Path, name: str) -> str:
         return done(import_files(store, [file], name, progress=progress).dataset)
 
 
+@if_recorded
 @task(**_PLAIN)
 def run_one_step(
     label: str,
@@ -57,6 +60,7 @@ def run_one_step(
         return done(run_step(store, step, config, rows, tables, lease, progress))
 
 
+@if_recorded
 @task(**_PLAIN)
 def train_one(
     label: str, root: Path, rows: str, heldout: str, model: str, settings: Mapping[str, Any], name: str
@@ -89,7 +93,8 @@ def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]
         else:
             took = f"{time.monotonic() - started:.1f} s"
             say(f"{label}: {told} [cyan]{', '.join(filter(None, [took, cost(store, dataset)]))}[/cyan]")
-            cards.publish_soon(store, dataset)
+            if recording():
+                cards.publish_soon(store, dataset)
         return dataset
 
     yield done
