@@ -29,6 +29,7 @@ from flows.progress import bar, console, say
 from flows.rules import of_another_model
 from flows.run import run_step
 from flows.schedule import scheduling
+from flows.server import joined_if_running
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
@@ -137,14 +138,25 @@ def compare(
 def run_single_step(
     step: Step, dataset: str, store: Path, name: str | None, as_json: bool = False, **typed: Any
 ) -> None:
-    """What every `thresher step` command does: resolve names, run, name what was made."""
+    """What every `thresher step` command does: resolve names, run, name what was made.
+
+    Where a server is running the step is a flow run of it; else Prefect, which takes seconds to load, is left out.
+    """
     place = open_store(store)
     rows = place.resolve(dataset)
     tables = {t: place.resolve(typed[t]) for t in step.tables if typed.get(t)}
     config = settings(step.name, {k: typed[k] for k in step.config.model_fields})
-    made = _run(place, step, config, rows, tables, typed)
     name = name or f"{dataset}.{step.name}"
-    place.name(name, made)
+    with joined_if_running(place.root) as server:
+        if server:
+            from flows.step_flows import flow_of
+
+            check_student(step, typed)
+            others = {k: v for k, v in typed.items() if k not in step.config.model_fields}
+            made = flow_of(step)(dataset=dataset, settings=config, name=name, root=place.root, **others)
+        else:
+            made = _run(place, step, config, rows, tables, typed)
+            place.name(name, made)
     say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
     if as_json:
         typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))

@@ -7,6 +7,7 @@ from prefect import flow
 
 from curation.step import find_step
 from flows import assemble, cards, report
+from flows.approval import approved
 from flows.budget import within
 from flows.config import LoopConfig, Use
 from flows.models import role_models, tuned
@@ -145,9 +146,13 @@ class Turn:
         return self.fitted[place]
 
     def revise(self, uses: list[Use], rows: str, student: str, name: str | None = None) -> str:
-        """The rows with what a student of this very turn gives better; as they are where nothing is asked for."""
+        """The rows with what a student of this very turn gives better; as they are where nothing is asked for, or a
+        person who is asked does not want it."""
+        before = rows
         for use in uses:
             rows = replace(self, student=student).apply(use, rows, name=name)
+        if uses and self.config.approve:
+            return approved(self.store, rows, before, self._name(f"{name or 'corrections'}-approval"))
         return rows
 
     def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:

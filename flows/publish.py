@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows import cards, page, report
+from flows import approval, cards, page, report
 from flows.config import LoopConfig
 from flows.progress import say
 from flows.recording import recording
@@ -42,7 +42,9 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     rows = store.manifest(runs[0].rounds[-1].choice).counts["taken"]
     said = report.facts(store, runs, rows, spoilt)
-    text = report.markdown(f"What the curation of {config.name} was worth", said, deviations(config))
+    text = report.markdown(
+        f"What the curation of {config.name} was worth", said, [*deviations(config), *approval.notes(store, runs)]
+    )
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from flows.browse import out
 from flows.command import AsJson, StoreOption, open_store
 from flows.config import ConfigError, load
 from flows.progress import say
-from storage.store import Store, check_name
+from storage.store import Store, StoreError, check_name
 
 scheduling = typer.Typer()
 
@@ -152,3 +152,29 @@ def _serve(url: str, at_once: int | None) -> None:
         say(f"running what is scheduled; see {url}/runs. Ctrl-C stops, and what is cut short goes on the next time")
         until_ended(look)
     say("Stopped.")
+
+
+@scheduling.command()
+def approve(
+    run: Annotated[str | None, typer.Argument(help="Id of the run, or its beginning; needed if several wait.")] = None,
+    yes: Annotated[bool | None, typer.Option("--yes/--no", help="Train on the corrected rows, or mark them.")] = None,
+    note: Annotated[str, typer.Option(help="Why; it stands in the reason of refused rows.")] = "",
+    store: StoreOption = Path(".thresher"),
+) -> None:
+    """Answer a run that waits for a person (`approve: true` in its config); without --yes or --no, list them."""
+    from flows.server import serving
+
+    with serving(open_store(store).root):
+        from flows import approval
+        from flows.cards import page_url
+
+        waiting = approval.waiting()
+        if yes is None:
+            for one in waiting:
+                typer.echo(f"{one['id']}  {one['name']}  {page_url('runs/flow-run/' + one['id'])}")
+            return say(f"{len(waiting)} runs wait; `thresher approve ID --yes` or --no answers one")
+        meant = [one for one in waiting if one["id"].startswith(run or "")]
+        if len(meant) != 1:
+            raise StoreError(f"{len(meant)} waiting runs are meant; `thresher approve` lists them with their ids")
+        approval.answer(meant[0]["id"], yes, note)
+    say("approved" if yes else "refused: its rows are marked, and no model is trained on them")
