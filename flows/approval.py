@@ -6,6 +6,7 @@ they were.
 """
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -24,8 +25,50 @@ WAIT_SECONDS = 14 * 24 * 3600
 SHOWN = 8  # samples in the form
 REFUSED = "approval: refused by a person"
 
+Ask = Callable[[Store, str, pl.DataFrame], tuple[bool, str]]  # yes or no, and why
 
-def approved(store: Store, corrected: str, before: str, name: str) -> str:
+
+def ask(store: Store, corrected: str, new: pl.DataFrame) -> tuple[bool, str]:
+    """Pause the flow run until somebody resumes it with an answer."""
+    if not recording():
+        raise StoreError(
+            "`approve: true` asks a person in the UI, and this run is recorded nowhere; start a server for it, or run "
+            "it with --set approve=false"
+        )
+    from prefect.flow_runs import pause_flow_run
+    from prefect.input import RunInput
+    from prefect.runtime import flow_run
+
+    class Approval(RunInput):
+        approve: bool = Field(True, description="Yes: train on these rows. No: they are marked as refused.")
+        note: str = Field("", description="Why; it stands in the reason of refused rows.", max_length=200)
+
+    release()  # a person may take days, and needs no model meanwhile
+    card = cards.publish(store, corrected)
+    page = cards.page_url(f"runs/flow-run/{flow_run.id}")
+    say(
+        f"{new.height} corrected rows wait for your word: `thresher approve --yes` or --no, or {page}, its menu, Resume"
+    )
+    form = Approval.with_initial_data(description=_told(store, corrected, new, card))
+    # A key of its own: one that this run had before it was killed would count as answered.
+    word = pause_flow_run(wait_for_input=form, timeout=WAIT_SECONDS, poll_interval=2, key=uuid.uuid4().hex)
+    return word.approve, word.note
+
+
+def _told(store: Store, corrected: str, new: pl.DataFrame, card: str) -> str:
+    """How many rows, and some of them beside what they stand for."""
+    parents = store.read(corrected, ["id", "messages"]).select(parent_id="id", parent="messages")
+    some = new.sort("id").head(SHOWN).join(parents, on="parent_id", how="left", maintain_order="left")
+    out = [f"**{new.height} corrected rows.** All of them are on [the card of the dataset]({card}).", ""]
+    out += ["<table><thead><tr><th>asked</th><th>was</th><th>corrected to</th></tr></thead><tbody>"]
+    for messages, parent in some.select("messages", "parent").iter_rows():
+        asked = "\n".join(m["content"] for m in prompt(messages))
+        said = (asked, response(parent), response(messages))
+        out.append("<tr>" + "".join(f"<td>{text(cell, 300)}</td>" for cell in said) + "</tr>")
+    return "\n".join([*out, "</tbody></table>"])
+
+
+def approved(store: Store, corrected: str, before: str, name: str, ask: Ask = ask) -> str:
     """The corrected rows where a person approves of them, else the rows from before; asks whoever looks at the UI.
 
     `name` is what the word is kept under. Rows that nobody corrected are not asked about.
@@ -35,7 +78,7 @@ def approved(store: Store, corrected: str, before: str, name: str) -> str:
         return corrected
     dataset = f"approval-{key_of('approval', store.manifest(corrected).digest)[:12]}"
     if not store.exists(dataset):
-        yes, note = _ask(store, corrected, new)
+        yes, note = ask(store, corrected, new)
         made = Manifest(
             id=dataset,
             kind="rows",
@@ -76,45 +119,6 @@ def _refused(store: Store, dataset: str, corrected: str, before: str, note: str)
         refused = pl.when(pl.col("old").is_null()).then(pl.lit(reason)).otherwise("drop_reason")
         shards.append((*shard, store.put_part(key_of(dataset, i), marks.select("id", drop_reason=refused))))
     return shards
-
-
-def _ask(store: Store, corrected: str, new: pl.DataFrame) -> tuple[bool, str]:
-    if not recording():
-        raise StoreError(
-            "`approve: true` asks a person in the UI, and this run is recorded nowhere; start a server for it, or run "
-            "it with --set approve=false"
-        )
-    from prefect.flow_runs import pause_flow_run
-    from prefect.input import RunInput
-    from prefect.runtime import flow_run
-
-    class Approval(RunInput):
-        approve: bool = Field(True, description="Yes: train on these rows. No: they are marked as refused.")
-        note: str = Field("", description="Why; it stands in the reason of refused rows.", max_length=200)
-
-    release()  # a person may take days, and needs no model meanwhile
-    card = cards.publish(store, corrected)
-    page = cards.page_url(f"runs/flow-run/{flow_run.id}")
-    say(
-        f"{new.height} corrected rows wait for your word: `thresher approve --yes` or --no, or {page}, its menu, Resume"
-    )
-    form = Approval.with_initial_data(description=_told(store, corrected, new, card))
-    # A key of its own: one that this run had before it was killed would count as answered.
-    word = pause_flow_run(wait_for_input=form, timeout=WAIT_SECONDS, poll_interval=2, key=uuid.uuid4().hex)
-    return word.approve, word.note
-
-
-def _told(store: Store, corrected: str, new: pl.DataFrame, card: str) -> str:
-    """How many rows, and some of them beside what they stand for."""
-    parents = store.read(corrected, ["id", "messages"]).select(parent_id="id", parent="messages")
-    some = new.sort("id").head(SHOWN).join(parents, on="parent_id", how="left", maintain_order="left")
-    out = [f"**{new.height} corrected rows.** All of them are on [the card of the dataset]({card}).", ""]
-    out += ["<table><thead><tr><th>asked</th><th>was</th><th>corrected to</th></tr></thead><tbody>"]
-    for messages, parent in some.select("messages", "parent").iter_rows():
-        asked = "\n".join(m["content"] for m in prompt(messages))
-        said = (asked, response(parent), response(messages))
-        out.append("<tr>" + "".join(f"<td>{text(cell, 300)}</td>" for cell in said) + "</tr>")
-    return "\n".join([*out, "</tbody></table>"])
 
 
 def waiting() -> list[dict[str, Any]]:

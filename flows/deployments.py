@@ -71,7 +71,7 @@ def deploy_steps(root: Path) -> int:
     """A deployment for every step and for chains of them, where it is missing or its form has changed; how many."""
     wanted = [(step_flows.flow_of(step), name) for name, step in sorted(STEPS.items())]
     wanted += [(single.curate, "curate"), (single.synthesise, "synthesise"), (single.train, "train")]
-    wanted += [(single.loop, "any-config")]
+    wanted += [(single.loop, "loop")]
     with get_client(sync_client=True) as client:
         known = {d.name: d.parameter_openapi_schema for d in _ours(client)}
     new = [(flow, name) for flow, name in wanted if known.get(name) != _deployment(flow, name, root).schema]
