@@ -131,7 +131,7 @@ def _start(number: int, cards: list[str]) -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "flows.worker", POOL, named],
-        env={**os.environ, "PYTHONPATH": path, "PREFECT_WORKER_QUERY_SECONDS": "3", **_GO_ON}
+        env={**os.environ, "PYTHONPATH": path, "PREFECT_WORKER_QUERY_SECONDS": "5", **_GO_ON}
         | ({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

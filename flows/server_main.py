@@ -9,6 +9,7 @@ This file is run by path and imports nothing of ours: it must start fast.
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -43,6 +44,8 @@ def _serve(listener: socket.socket) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    # Prefect tries this note of a worker's poll five times and more, and each failure is a hundred lines of the log.
+    logging.getLogger("docket.dependencies").addFilter(lambda said: "mark_deployments_ready" not in said.getMessage())
     config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import polars as pl
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 
 from curation.step import StepConfig, find_step
 from flows import (
@@ -41,8 +43,19 @@ def bring_in(label: str, root: Path, file: Path, name: str) -> str:
         return done(import_files(store, [file], name, progress=progress).dataset)
 
 
+def server_is_gone(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether to ask again later: nobody watches this run, and the server of its models could not be reached."""
+    if not deployment.id:
+        return False
+    try:
+        state.result()
+    except Exception as why:
+        return isinstance(why.__cause__, httpx.ConnectError)
+    return False
+
+
 @if_recorded
-@task(**_PLAIN)
+@task(**_PLAIN, retries=2, retry_delay_seconds=[60, 300], retry_condition_fn=server_is_gone)
 def run_one_step(
     label: str,
     root: Path,

@@ -4,10 +4,12 @@ from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import polars as pl
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
+from prefect.states import Failed
 from prefect.utilities.callables import parameter_schema
 
 from curation.step import STEPS, find_step
@@ -19,9 +21,11 @@ from flows.responses import Remembered
 from flows.run import Lease, run_step
 from flows.schedule import when
 from flows.serve import shares
+from flows.tasks import server_is_gone
 from storage.importing import import_files
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError
+from synthesis.fingerprint import EngineError
 from tests.fakes import FakeEngine
 from tests.rows import rows
 
@@ -83,6 +87,15 @@ def test_the_shipped_deployments_are_all_steps_and_chains_and_can_be_loaded():
 def test_a_config_that_is_gone_is_named_with_what_ends_its_schedule(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no config .*gone\.yaml any more; .*--remove"):
         single.loop.fn(tmp_path / "gone.yaml", root=tmp_path)
+
+
+def test_a_scheduled_run_asks_again_for_a_server_that_is_gone_and_for_nothing_else(monkeypatch):
+    gone, wrong = EngineError("there is no server"), EngineError("it refuses the key")
+    gone.__cause__ = httpx.ConnectError("refused")
+    states = [Failed(data=why) for why in (gone, wrong)]
+    assert [server_is_gone(None, None, state) for state in states] == [False, False]  # a person is there to see
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "nightly")
+    assert [server_is_gone(None, None, state) for state in states] == [True, False]
 
 
 def test_a_pool_that_has_grown_pays_for_its_new_rows_alone(tmp_path):
