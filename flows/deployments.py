@@ -16,7 +16,7 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, Wor
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.deployments.runner import EntrypointType
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas import schedules as of_server
 from prefect.workers.process import ProcessWorker
@@ -69,14 +69,14 @@ def ensure_pool(at_once: int | None = None) -> int:
 
 def deploy_steps(root: Path) -> int:
     """A deployment for every step and for chains of them, where it is missing or its form has changed; how many."""
-    wanted = [(step_flows.flow_of(step), name) for name, step in sorted(STEPS.items())]
-    wanted += [(single.curate, "curate"), (single.synthesise, "synthesise"), (single.train, "train")]
-    wanted += [(single.loop, "loop")]
+    flows = [(step_flows.flow_of(step), name) for name, step in sorted(STEPS.items())]
+    flows += [(single.curate, "curate"), (single.synthesise, "synthesise"), (single.train, "train")]
+    wanted = [_form(flow, name, root) for flow, name in [*flows, (single.loop, "loop")]]
     with get_client(sync_client=True) as client:
-        known = {d.name: d.parameter_openapi_schema for d in _ours(client)}
-    new = [(flow, name) for flow, name in wanted if known.get(name) != _deployment(flow, name, root).schema]
-    for flow, name in new:
-        _deployment(flow, name, root).made.apply()
+        known = {d.name: (d.parameters, d.parameter_openapi_schema) for d in _ours(client)}
+    new = [form for form in wanted if known.get(form.name) != (form.parameters, _schema(form))]
+    for form in new:
+        form.apply()
     return len(new)
 
 
@@ -158,14 +158,8 @@ def remove(name: str) -> None:
     forget(name)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Made:
-    made: Any
-    schema: dict[str, Any]
-
-
-def _deployment(flow: Flow[..., Any], name: str, root: Path) -> _Made:
-    made = flow.to_deployment(
+def _form(flow: Flow[..., Any], name: str, root: Path) -> RunnerDeployment:
+    return flow.to_deployment(
         name,
         parameters={"root": str(root)},
         tags=[TAG],
@@ -174,7 +168,10 @@ def _deployment(flow: Flow[..., Any], name: str, root: Path) -> _Made:
         entrypoint_type=EntrypointType.MODULE_PATH,
         description=(flow.description or "").partition("\n\nArgs:")[0],
     )
-    return _Made(made, made._parameter_openapi_schema.model_dump(exclude_unset=True))
+
+
+def _schema(form: RunnerDeployment) -> dict[str, Any]:
+    return form._parameter_openapi_schema.model_dump(exclude_unset=True)
 
 
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:

@@ -5,7 +5,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
-import polars as pl
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
@@ -23,11 +22,10 @@ from flows.schedule import when
 from flows.serve import shares
 from flows.tasks import server_is_gone
 from storage.importing import import_files
-from storage.schema import ROW
-from storage.store import Manifest, Store, StoreError
+from storage.store import Store, StoreError
 from synthesis.fingerprint import EngineError
 from tests.fakes import FakeEngine
-from tests.rows import rows
+from tests.flows.stores import corrected_store
 
 ROOT = Path(__file__).parents[2]
 ROW_OF_FILE = '{{"instruction": "Question {0}?", "output": "Answer {0}."}}\n'
@@ -130,21 +128,7 @@ class Asked(FakeEngine):
 
 @pytest.fixture
 def corrected(tmp_path) -> tuple[Store, str, str]:
-    """Three rows, of which a filter dropped one and a correction replaced two, the dropped one among them."""
-    store = Store(tmp_path)
-    doubtful = "clear-filter: confidence 0.1 is not over 0.5"
-    before = rows(("a", "1"), ("b", "2"), ("c", "3"), drop_reason=[None, doubtful, None])
-    marks = pl.Series(["clear-correct: replaced by n0", "clear-correct: replaced by n1", None])
-    new = rows(("a", "one"), ("b", "two")).with_columns(
-        id=pl.Series(["n0", "n1"]), parent_id=pl.Series(["r0", "r1"]), method=pl.lit("clear-correct")
-    )
-    first = store.put_part("before", before, ROW)
-    marked = store.put_part("marks", before.select("id", drop_reason=marks))
-    added = store.put_part("new", new, ROW)
-    store.seal(Manifest("before", "rows", "clear-filter", 1, {}, {}, {}, ((first,),)))
-    shards = ((first, marked), (added,))
-    store.seal(Manifest("corrected", "rows", "clear-correct", 1, {}, {}, {"rows": "before"}, shards))
-    return store, "corrected", "before"
+    return corrected_store(tmp_path), "corrected", "before"
 
 
 def test_refused_corrections_are_marked_and_their_parents_are_as_they_were(corrected):
