@@ -9,6 +9,7 @@ both loops have a fresh store. The difference holds starting the server and wait
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,15 +36,16 @@ def example(folder: Path, rows: int, rounds: int, steps: int) -> Path:
     return folder / "loop.yaml"
 
 
-def seconds(*words: object, **environment: str) -> float:
-    """Wall time of a `thresher` command; what it says is shown where it fails."""
-    began = time.monotonic()
+def took(*words: object, **environment: str) -> tuple[float, float]:
+    """Seconds of wall time and of the processor that a `thresher` command took; what it says is shown if it fails."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [sys.executable, "-m", "flows.cli", *map(str, words)]
     ran = subprocess.run(command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True)
     if ran.returncode not in (0, 3):
         sys.exit(ran.stderr)
-    return time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -55,18 +57,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         config = example(folder, given.rows, given.rounds, given.steps)
-        plain = seconds("run", config, "--store", folder / "plain", PREFECT_API_URL=NOWHERE)
-        recorded = seconds("run", config, "--store", folder / "recorded")
+        plain = took("run", config, "--store", folder / "plain", PREFECT_API_URL=NOWHERE)
+        recorded = took("run", config, "--store", folder / "recorded")
         with serving(folder / "recorded"):
-            seen = seconds("step", "tokens", "share", "--store", folder / "recorded")
-        alone = seconds("step", "tokens", "share", "--name", "again", "--store", folder / "plain")
-        nothing = seconds("datasets", "--json", "--store", folder / "plain")
-    print(f"loop of {given.rows} rows, {given.rounds} round(s), {given.steps} steps")
-    print(f"  not recorded                 {plain:7.1f} s")
-    print(f"  on a server of its own       {recorded:7.1f} s   Prefect's share {1 - plain / recorded:.1%}")
-    print(f"`thresher datasets`            {nothing:7.1f} s   what any command takes")
-    print(f"`thresher step`, no server     {alone:7.1f} s   {alone - nothing:.1f} s over that")
-    print(f"`thresher step`, server there  {seen:7.1f} s   {seen - alone:.1f} s for being seen in the UI")
+            seen = took("step", "tokens", "share", "--store", folder / "recorded")
+        alone = took("step", "tokens", "share", "--name", "again", "--store", folder / "plain")
+        nothing = took("datasets", "--json", "--store", folder / "plain")
+    print(f"loop of {given.rows} rows, {given.rounds} round(s), {given.steps} steps;    seconds: wall, processor")
+    for what, (wall, processor) in {
+        "loop, not recorded": plain,
+        "loop, on a server of its own": recorded,
+        "thresher datasets": nothing,
+        "thresher step, no server": alone,
+        "thresher step, a server there": seen,
+    }.items():
+        print(f"{what:32}{wall:8.1f}{processor:8.1f}")
+    more = [now - before for now, before in zip(recorded, plain, strict=True)]
+    print(f"Prefect: {more[0]:.1f} s, {more[0] / recorded[0]:.1%} of the wall time; {more[1]:.1f} s of the processor")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,17 @@ def test_a_work_pool_that_was_deleted_by_hand_is_made_again_with_its_deployments
     awaited(lambda: len(ended("killed", "COMPLETED")()) == 2)
 
 
+def test_the_shipped_deployments_are_taken_by_prefect_itself(served):
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "loop", "--name", "clear-score"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    from flows import deployments
+
+    found = {d.name: d for d in deployments.deployed()}
+    assert (found["clear-score"].flow, found["clear-score"].pool) == ("step", "thresher")
+    assert found["loop"].parameters["config"] == "examples/snips/loop.yaml" and found["loop"].schedules == ()
+
+
 def test_a_step_of_the_command_line_is_a_flow_run_of_the_server(served):
     _, store = served
     command = [sys.executable, "-m", "flows.cli", "step", "random", "tiny", "--rows", "3", "--store", str(store.root)]
