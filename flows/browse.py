@@ -100,13 +100,20 @@ def explain(
 
 @browse.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the server, on loopback.")] = 4200,
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 4200,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback takes --auth.")] = "127.0.0.1",
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Ask for the user and password in THRESHER_AUTH, as user:password.")
+    ] = False,
     store: StoreOption = Path(".thresher"),
 ) -> None:
-    """Serve the Prefect UI with a card for every dataset in the store, until Ctrl-C."""
+    """Serve the Prefect UI until Ctrl-C: a card for every dataset, a form for every step; and run what is scheduled.
+
+    Only this machine can reach it, unless --host says otherwise.
+    """
     from flows.ui import serve_ui
 
-    serve_ui(open_store(store), port)
+    serve_ui(open_store(store), port, host, auth)
 
 
 @browse.command()

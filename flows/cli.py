@@ -30,6 +30,8 @@ from flows.own_steps import load_steps, named_files, own_files
 from flows.progress import bar, console, say
 from flows.rules import of_another_model
 from flows.run import run_step
+from flows.schedule import scheduling
+from flows.server import joined_if_running
 from flows.step_commands import add_options, options, role_options, step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
@@ -67,17 +69,17 @@ def run(
         from flows.estimate import estimate
 
         return typer.echo(estimate(wanted, config.resolve().parent))
-    from flows.server import serving
+    from flows.server import recorded
 
     place = open_store(store)
     root = place.root
     check_models(wanted, place)
     check_address(wanted.ray)
-    with serving(root):
+    with recorded(root):
         from flows.loop import improve
 
         found = improve(wanted, config.resolve().parent, root)
-        say(f"report: {found.path} and {found.url}; datasets: `thresher ui`")
+        say(f"report: {found.path}{f' and {found.url}' if found.url else ''}; datasets: `thresher ui`")
     if report:
         report.write_text(found.markdown, encoding="utf-8")
     spent = spending.of_run(place, wanted.name)
@@ -124,9 +126,9 @@ def compare(
         for arm in ("random", *wanted.arms):
             check_models(wanted.loop(arm, 1), place)
         check_address(wanted.ray)
-        from flows.server import serving
+        from flows.server import recorded
 
-        with serving(place.root):
+        with recorded(place.root):
             from flows.compare import compare as compare_flow
             from flows.side_by_side import accelerators
 
@@ -150,15 +152,26 @@ def _ray(address: str | None) -> list[str]:
 def run_single_step(
     step: Step, dataset: str, store: Path, name: str | None, as_json: bool = False, **typed: Any
 ) -> None:
-    """What every `thresher step` command does: resolve names, run, name what was made."""
+    """What every `thresher step` command does: resolve names, run, name what was made.
+
+    Where a server is running the step is a flow run of it; else Prefect, which takes seconds to load, is left out.
+    """
     check_address(typed.get("ray"))
     place = open_store(store)
     rows = place.resolve(dataset)
     tables = {t: place.resolve(typed[t]) for t in step.tables if typed.get(t)}
     config = settings(step.name, {k: typed[k] for k in step.config.model_fields})
-    made = _run(place, step, config, rows, tables, typed)
     name = name or f"{dataset}.{step.name}"
-    place.name(name, made)
+    with joined_if_running(place.root) as server:
+        if server:
+            from flows.step_flows import flow_of
+
+            check_student(step, typed)
+            others = {k: v for k, v in typed.items() if k not in step.config.model_fields}
+            made = flow_of(step)(dataset=dataset, settings=config, name=name, root=place.root, **others)
+        else:
+            made = _run(place, step, config, rows, tables, typed)
+            place.name(name, made)
     say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
     if as_json:
         typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))
@@ -289,6 +302,7 @@ app.add_typer(browse)
 app.add_typer(keeping)
 app.add_typer(mining)
 app.add_typer(growing)
+app.add_typer(scheduling)
 
 if __name__ == "__main__":
     main()

@@ -23,12 +23,12 @@ import polars as pl
 
 from curation.step import Step, StepConfig
 from flows import engines
+from flows.cluster_worker import Folder, Job
 from flows.crew import Crew
 from flows.engines import PACKAGED, EngineError, EngineSpec, adapter_folder, identity
 from flows.own_steps import ConfigError, files_behind
 from flows.run import Piece, Work, Worked, by_shard
 from flows.spread import spread
-from flows.worker import Folder, Job
 from storage.store import Store
 from synthesis.fingerprint import folder_digest
 

@@ -20,6 +20,7 @@ from flows.loop import Turn, go_round
 from flows.own_steps import load_steps
 from flows.parents import bring_in_parents
 from flows.publish import known_spoilt, publish_comparison
+from flows.recording import if_recorded
 from flows.tasks import bring_in
 from storage.store import Store, key_of
 
@@ -51,6 +52,7 @@ class Cell:
         return Turn(self.loop, root, self.seed, 1, None, self.label)
 
 
+@if_recorded
 @flow(name="compare", persist_result=False)
 def compare(config: CompareConfig, folder: Path, root: Path, workers: int = 1) -> dict[str, Any]:
     """Choose, train and test every arm, budget and seed; what was done before is not done again.

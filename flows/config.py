@@ -151,6 +151,9 @@ class LoopConfig(Given):
     feedback: list[Use] = Field(default_factory=list)
     """Steps by which a round's results change the next."""
 
+    approve: bool = False
+    """Wait for a person to approve of corrected rows, in the UI or by `thresher approve`, before training on them."""
+
     baselines: bool = True
     """Also train on a random choice of the same size and on the full pool."""
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flows.cluster_worker import Done, editions
 from flows.engines import EngineError
 from flows.progress import say
 from flows.spread import TRIES, Gone
-from flows.worker import Done, editions
 
 _PATIENCE = 20.0  # seconds without a worker before it is said
 _ENV = {"TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # a worker is one core
@@ -133,7 +133,7 @@ def _actor() -> type:
             import platform
 
             try:
-                from flows.worker import Worker, editions
+                from flows.cluster_worker import Worker, editions
             except ImportError as why:
                 return {"node": platform.node(), "missing": str(why)}
             self.worker = Worker()

@@ -41,13 +41,16 @@ def import_(
     ] = 32_768,
     store: StoreOption = Path(".thresher"),
 ) -> None:
+    from flows.events import tell_imported
     from storage.importing import import_files
 
     if stray := [c for c in column if "=" not in c.strip("=")]:
         raise ConfigError(f"--column takes FIELD=YOURS, not {stray[0]!r}, such as --column instruction=question")
     columns = {field: yours for field, _, yours in (c.partition("=") for c in column)}
+    place = open_store(store)
+    before = place.names().get(name)
     with bar(f"import {name}") as progress:
-        found = import_files(open_store(store), files, name, format, max_chars, columns, progress)
+        found = import_files(place, files, name, format, max_chars, columns, progress)
     took = [f"{file} as {said} ({found.kinds[file]})" for file, said in found.formats.items()]
     more = f" and {len(took) - 5:,} more files" if len(took) > 5 else ""
     say(f"{name}: {found.rows:,} rows, {found.rejected:,} rejected; took {', '.join(took[:5])}{more} ({found.dataset})")
@@ -57,6 +60,8 @@ def import_(
         say(f"{found.dropped:,} rows are dropped from the start: the data calls them rejected or unwanted")
     if found.left_out:
         say(f"left out, as no data: {', '.join(found.left_out[:5])}{' …' if len(found.left_out) > 5 else ''}")
+    if found.dataset != before:
+        tell_imported(place.root, name, found.dataset)  # what `thresher schedule --on-import` waits for
     if found.rejected:
         say(f"`thresher show {name} --rejects` lists them")
         raise typer.Exit(REJECTED)

@@ -7,6 +7,7 @@ from prefect import flow
 
 from curation.step import find_step
 from flows import assemble, cards, report
+from flows.approval import approved
 from flows.budget import within
 from flows.config import LoopConfig, Use
 from flows.grown_share import within_share
@@ -15,6 +16,7 @@ from flows.own_steps import load_steps
 from flows.parents import bring_in_parents, parents, told
 from flows.progress import say
 from flows.publish import Published, publish_report
+from flows.recording import if_recorded
 from flows.statistics import estimate
 from flows.tasks import bring_in, run_one_step, train_one
 from storage.store import Store, StoreError
@@ -22,12 +24,18 @@ from storage.store import Store, StoreError
 EVERYTHING = 10**9  # more rows than a pool has
 
 
+@if_recorded
 @flow(name="improve", persist_result=False)
-def improve(config: LoopConfig, folder: Path, root: Path) -> Published:
-    """Import pool and held-out set, one whole loop for every seed, and the report that compares them."""
+def improve(config: LoopConfig, folder: Path, root: Path, pool: str | None = None) -> Published:
+    """Import pool and held-out set, one whole loop for every seed, and the report that compares them.
+
+    `pool` is an imported dataset that stands in the place of the config's file.
+    """
     load_steps(folder / file for file in config.steps)
     with cards.publishing():
-        pool = bring_in("import the pool", root, folder / config.pool, config.name)
+        if pool:
+            Store(root).name(config.name, pool)
+        pool = pool or bring_in("import the pool", root, folder / config.pool, config.name)
         heldout = bring_in("import the held-out set", root, folder / config.heldout, f"{config.name}-heldout")
         bring_in_parents(config, folder, root)
         runs = [one_seed(config, root, seed, pool, heldout) for seed in config.seeds]
@@ -146,9 +154,13 @@ class Turn:
         return self.fitted[place]
 
     def revise(self, uses: list[Use], rows: str, student: str, name: str | None = None) -> str:
-        """The rows with what a student of this very turn gives better; as they are where nothing is asked for."""
+        """The rows with what a student of this very turn gives better; as they are where nothing is asked for, or a
+        person who is asked does not want it."""
+        before = rows
         for use in uses:
             rows = replace(self, student=student).apply(use, rows, name=name)
+        if uses and self.config.approve:
+            return approved(self.store, rows, before, self._name(f"{name or 'corrections'}-approval"))
         return rows
 
     def choose(self, rows: str, weights: str | None = None, earlier: str | None = None) -> tuple[str, str]:

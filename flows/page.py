@@ -80,9 +80,7 @@ def _legend(results: dict[str, Any], said: dict[str, Any]) -> list[str]:
     others = "other seeds and other held-out rows (95 %, Student's t over both)"
     if len(results["seeds"]) == 1:
         others = "other held-out rows (95 %, Student's t); one seed says nothing of other seeds"
-    spoilt = (
-        "Spoilt: share of the rows taken that are known to be wrong, a written row as its parent; no arm was told."
-    )
+    spoilt = "Spoilt: share of the rows taken that are known to be wrong, a written row as its parent; no arm was told."
     return [
         f"The interval is for the true mean over {others}; the difference is paired by seed and row.",
         "Chance ahead: that the true difference is over 0, by this arm alone; p is corrected for all "

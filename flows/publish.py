@@ -10,9 +10,10 @@ from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows import cards, page, report
+from flows import approval, cards, page, report
 from flows.config import LoopConfig
 from flows.progress import say
+from flows.recording import recording
 from storage.store import Store
 
 
@@ -32,9 +33,8 @@ def publish_comparison(results: dict[str, Any], store: Store) -> None:
     paths = [folder / f"{results['name']}{suffix}" for suffix in (".md", ".html", ".json")]
     for path in paths:
         page.write(path, results)
-    key = f"compare-{cards.safe_key(results['name'])}"
-    shown = create_markdown_artifact(paths[0].read_text(encoding="utf-8"), key=key)
-    say(f"page: {paths[1]} and {cards.page_url(f'artifacts/artifact/{shown}')}; results: {paths[2]}")
+    url = _shown(paths[0].read_text(encoding="utf-8"), f"compare-{cards.safe_key(results['name'])}")
+    say(f"page: {paths[1]}{f' and {url}' if url else ''}; results: {paths[2]}")
 
 
 def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[report.SeedRun]) -> Published:
@@ -42,13 +42,21 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     spoilt = known_spoilt(folder / config.spoilt) if config.spoilt else None
     rows = store.manifest(runs[0].rounds[-1].choice).counts["taken"]
     said = report.facts(store, runs, rows, spoilt)
-    text = report.markdown(f"What the curation of {config.name} was worth", said, deviations(config))
+    text = report.markdown(
+        f"What the curation of {config.name} was worth", said, [*deviations(config), *approval.notes(store, runs)]
+    )
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    key = f"report-{cards.safe_key(config.name)}"
-    shown = create_markdown_artifact(text, key=key)
-    return Published(text, terminal(said), said, path, cards.page_url(f"artifacts/artifact/{shown}"))
+    url = _shown(text, f"report-{cards.safe_key(config.name)}")
+    return Published(text, terminal(said), said, path, url)
+
+
+def _shown(text: str, key: str) -> str:
+    """The address of the artifact; empty where nothing is recorded."""
+    if not recording():
+        return ""
+    return cards.page_url(f"artifacts/artifact/{create_markdown_artifact(text, key=key)}")
 
 
 def deviations(config: LoopConfig) -> list[str]:

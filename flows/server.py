@@ -14,19 +14,19 @@ import os
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
-from rich.console import Console
-
-from storage.store import StoreError
+from flows.access import AUTH, EVERYWHERE, LOOPBACK, ServerError, check_access, configured_api, credentials, health
+from flows.progress import console
+from flows.recording import UNRECORDED, send_what_waits
 
 START_SECONDS = 240  # a new database took 100 s on two cores with twelve busy processes
-RECORD_SECONDS = 60
+HEARTBEAT_SECONDS = 30  # of every run; see LOST_SECONDS
+_OTHERWISE = "start it, or unset PREFECT_API_URL (or choose another Prefect profile) for a server of the store's own"
+_END = "end the commands that use it (`thresher ui`, `thresher schedule --serve`, a run), then start this one again"
 _OURS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -40,10 +40,6 @@ _QUIET = {
 }
 
 
-class ServerError(StoreError):
-    """The server cannot be had; the message names it and the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     url: str  # where a browser finds the UI, such as http://127.0.0.1:40123
@@ -53,46 +49,83 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(store_root: Path, port: int | None = None) -> Iterator[Server]:
-    """A server that answers, with this process's Prefect pointed at it. Leaves when the last process using it does."""
+def serving(store_root: Path, port: int | None = None, host: str = "127.0.0.1", auth: bool = False) -> Iterator[Server]:
+    """A server that answers, with this process's Prefect pointed at it. Leaves when the last process using it does.
+
+    `auth` insists on one that asks for user and password.
+    """
+    if auth and not os.environ.get(AUTH):
+        raise ServerError(f"{AUTH} is not set; --auth asks for the user and password that it holds, as user:password")
+    if host not in LOOPBACK and not auth:
+        raise ServerError(f"--host {host} lets other machines in, and takes --auth with {AUTH}=user:password")
     if api := configured_api():
-        if not _answers(api):
-            raise ServerError(
-                f"the Prefect server at {api} does not answer; start it, or unset PREFECT_API_URL (or choose another "
-                "Prefect profile) to let Thresher start a server of its own"
-            )
-        with _environment({**_quiet(), "PREFECT_API_URL": api}):
+        if health(api) == "silent":
+            raise ServerError(f"{_silent(api)}; {_OTHERWISE}")
+        if auth or host not in LOOPBACK:
+            raise ServerError(f"--host and --auth are for a server of the store's own, and {api} is configured")
+        with _pointed_at(api):
             yield Server(api.removesuffix("/api"), api, own=False, started=False)
         return
     home = Path(store_root).absolute() / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    with _joined(home, port) as server, _environment({**_client_settings(home), "PREFECT_API_URL": server.api}):
+    with _joined(home, port, host) as server, _environment({**_client_settings(home), "PREFECT_API_URL": server.api}):
+        _check(server, host, auth)
         since = datetime.now(UTC).isoformat()
         try:
             yield server
         finally:
-            _send_what_waits(since)
-
-
-def configured_api() -> str | None:
-    """The API that the environment or the active Prefect profile names, read without importing Prefect (2 s)."""
-    if api := os.environ.get("PREFECT_API_URL"):
-        return api.rstrip("/")
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
-    if not path.exists():
-        return None
-    try:
-        profiles = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ServerError(f"Prefect's profiles in {path} cannot be read: {error}; mend or remove the file") from error
-    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-    api = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
-    return api.rstrip("/") if api else None
+            send_what_waits(since)
 
 
 @contextlib.contextmanager
-def _joined(home: Path, port: int | None) -> Iterator[Server]:
+def recorded(store_root: Path) -> Iterator[Server | None]:
+    """As `serving`; where the configured server is silent that is said, and what runs inside is recorded nowhere."""
+    if (api := configured_api()) and health(api) == "silent":
+        console.print(f"[yellow]{_silent(api)}, so nothing is recorded there; {_OTHERWISE}[/yellow]", soft_wrap=True)
+        with _environment({UNRECORDED: "1"}):
+            yield None
+        return
+    with serving(store_root) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def joined_if_running(store_root: Path) -> Iterator[Server | None]:
+    """The server that is configured and answers, or the store's own where it runs; none is started for this."""
+    if configured_api() or running_api(store_root):
+        with recorded(store_root) as server:
+            yield server
+    else:
+        yield None
+
+
+def running_api(store_root: Path) -> str | None:
+    """The API of the server that is configured, or of the store's own where it runs; it may still be silent."""
+    home = Path(store_root).absolute() / "prefect"
+    if api := configured_api():
+        return api
+    said = _read(home / "server.json")
+    return f"{said['url']}/api" if said and _held(home / "server.lock") else None
+
+
+@contextlib.contextmanager
+def _pointed_at(api: str) -> Iterator[None]:
+    given = credentials()
+    check_access(api, given)
+    with _environment({**_quiet(), "PREFECT_API_URL": api} | ({"PREFECT_API_AUTH_STRING": given} if given else {})):
+        yield
+
+
+def _check(server: Server, host: str, auth: bool) -> None:
+    check_access(server.api, credentials())
+    if auth and health(server.api) == "well":
+        raise ServerError(f"the store's server at {server.url} asks nobody for a password; {_END}")
+    if host not in (*LOOPBACK, *EVERYWHERE) and host not in server.url:
+        raise ServerError(f"the store's server is at {server.url}, not on {host}; {_END}")
+
+
+@contextlib.contextmanager
+def _joined(home: Path, port: int | None, host: str) -> Iterator[Server]:
     """Be one of the users of the store's server; start it if nobody runs it."""
     process = None
     with (home / "users.lock").open("a") as users:
@@ -103,7 +136,7 @@ def _joined(home: Path, port: int | None) -> Iterator[Server]:
             if _held(home / "server.lock"):
                 server = _wait(home, None)
             else:
-                process = _spawn(home, port)
+                process = _spawn(home, port, host)
                 server = _wait(home, process)
         if port and not server.url.endswith(f":{port}"):
             _say(f"The store's Prefect server already runs at {server.url}, not on port {port}; using it.")
@@ -115,14 +148,15 @@ def _joined(home: Path, port: int | None) -> Iterator[Server]:
                 _stop_if_unused(users, process)
 
 
-def _spawn(home: Path, port: int | None) -> subprocess.Popen[bytes]:
+def _spawn(home: Path, port: int | None, host: str) -> subprocess.Popen[bytes]:
     log = home / "server.log"
     if log.exists():
         log.replace(home / "server.log.old")
+    asked = {"PREFECT_SERVER_API_AUTH_STRING": given} if (given := credentials()) else {}
     with log.open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).with_name("server_main.py"), home, str(port or 0)],
-            env={**_without_profile(), **_OURS, "PREFECT_HOME": str(home)},
+            [sys.executable, "-P", Path(__file__).with_name("server_main.py"), home, str(port or 0), host],
+            env={**_without_profile(), **_OURS, **asked, "PREFECT_HOME": str(home)},
             cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -134,12 +168,13 @@ def _spawn(home: Path, port: int | None) -> subprocess.Popen[bytes]:
 def _wait(home: Path, process: subprocess.Popen[bytes] | None) -> Server:
     """The server once it answers; `process` is given when it was just started."""
     began = time.monotonic()
-    with _console().status("Starting the store's Prefect server …" if process else "Waiting for the Prefect server …"):
+    with console.status("Starting the store's Prefect server …" if process else "Waiting for the Prefect server …"):
         while time.monotonic() - began < START_SECONDS:
             if process and process.poll() is not None:
                 said = (home / "server.log").read_text(errors="replace").strip().splitlines()
                 raise ServerError(f"the Prefect server did not start: {(said or ['no reason given'])[-1]}")
-            if (said := _read(home / "server.json")) and _held(home / "server.lock") and _answers(said["url"] + "/api"):
+            said = _read(home / "server.json")
+            if said and _held(home / "server.lock") and health(said["url"] + "/api") != "silent":
                 if process:
                     _say(f"Prefect server at {said['url']}, started in {time.monotonic() - began:.1f} s")
                 return Server(said["url"], said["url"] + "/api", own=True, started=process is not None)
@@ -196,7 +231,20 @@ def _refresh() -> None:
 def _client_settings(home: Path) -> dict[str, str]:
     skipped = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     direct = ",".join(dict.fromkeys([*filter(None, skipped.split(",")), "127.0.0.1", "localhost"]))
-    return {**_quiet(), "PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "NO_PROXY": direct, "no_proxy": direct}
+    given = credentials()
+    return {
+        **_quiet(),
+        **({"PREFECT_API_AUTH_STRING": given} if given else {}),
+        "PREFECT_HOME": str(home),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+    }
+
+
+def _silent(api: str) -> str:
+    return f"the Prefect server at {api} does not answer"
 
 
 def _quiet() -> dict[str, str]:
@@ -205,41 +253,6 @@ def _quiet() -> dict[str, str]:
 
 def _without_profile() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PREFECT_PROFILE"}
-
-
-def _send_what_waits(since: str) -> None:
-    """Logs and events that Prefect has not sent; without the server it would try for long, and complain."""
-    if "prefect.main" not in sys.modules:
-        return
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    APILogWorker.drain_all(timeout=10)
-    EventsWorker.drain_all(timeout=10)
-    _await_record(since)
-
-
-def _await_record(since: str) -> None:
-    """Until the task runs since then stand in the database. The server takes them up slower than a run makes them, and
-    forgets what it has not written when it stops: of 60 quick tasks 26 were lost."""
-    from prefect.client.orchestration import get_client
-
-    started = {"start_time": {"after_": since}}
-    unfinished = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}}
-    began = changed = time.monotonic()
-    seen = [0, 0]
-    with get_client(sync_client=True) as client, contextlib.suppress(httpx.HTTPError):  # the run itself is done
-
-        def count(what: str, wanted: dict[str, object]) -> int:
-            return client.request("POST", f"/{what}/count", json={what: wanted}).json()
-
-        if not count("flow_runs", started):
-            return
-        with _console().status("Waiting for the Prefect server to write the run down …"):
-            while (now := time.monotonic()) < min(began + RECORD_SECONDS, changed + (2 if not seen[1] else 8)):
-                counts = [count("task_runs", started), count("task_runs", started | unfinished)]
-                seen, changed = counts, now if counts != seen else changed
-                time.sleep(0.2)
 
 
 def _held(lock: Path) -> bool:
@@ -251,14 +264,6 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def _answers(api: str) -> bool:
-    loopback = api.startswith(("http://127.0.0.1", "http://localhost"))
-    try:
-        return httpx.get(f"{api}/health", timeout=5, trust_env=not loopback).status_code < 500
-    except httpx.HTTPError:
-        return False
-
-
 def _read(path: Path) -> dict[str, str] | None:
     try:
         return json.loads(path.read_text())
@@ -266,9 +271,5 @@ def _read(path: Path) -> dict[str, str] | None:
         return None
 
 
-def _console() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
 def _say(line: str) -> None:
-    _console().print(line, markup=False, soft_wrap=True)
+    console.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The store's own Prefect server, as a process: `python -P server_main.py <home> <port, or 0 for any>`.
+"""The store's own Prefect server, as a process: `python -P server_main.py <home> <port, or 0 for any> <host>`.
 
 It runs for as long as some process holds <home>/users.lock shared, and no longer. The kernel takes that lock from a
 process that dies, however it dies, so no server is left behind; it is not a child's tie to one parent, because others
@@ -9,6 +9,7 @@ This file is run by path and imports nothing of ours: it must start fast.
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,21 +18,23 @@ import threading
 import time
 from pathlib import Path
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # where this machine finds it, whatever else it listens on
 
 
 def main() -> None:
-    home, port = Path(sys.argv[1]), int(sys.argv[2])
+    home, port, host = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     alive = (home / "server.lock").open("w")
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("another process runs the Prefect server of this store")
-    listener = _bind(home, port)
-    url = f"http://{HOST}:{listener.getsockname()[1]}"
+    listener = _bind(home, port, host)
+    shown = HOST if host in ("0.0.0.0", "localhost") else host
+    url = f"http://{shown}:{listener.getsockname()[1]}"
     threading.Thread(target=_stop_when_unused, args=(home,), daemon=True).start()
     _put(home / "server.json", {"pid": os.getpid(), "port": listener.getsockname()[1], "url": url})
-    os.environ["PREFECT_UI_API_URL"] = f"{url}/api"
+    # Of pages that other machines open, the browser alone knows under which name it found them.
+    os.environ["PREFECT_UI_API_URL"] = "/api" if host == "0.0.0.0" else f"{url}/api"
     # Prefect answers pages of any origin by default, so that any web page could read the rows out of the browser.
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"{url},{url.replace(HOST, 'localhost')}"
     _serve(listener)
@@ -41,11 +44,13 @@ def _serve(listener: socket.socket) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    # Prefect tries this note of a worker's poll five times and more, and each failure is a hundred lines of the log.
+    logging.getLogger("docket.dependencies").addFilter(lambda said: "mark_deployments_ready" not in said.getMessage())
     config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _bind(home: Path, port: int) -> socket.socket:
+def _bind(home: Path, port: int, host: str) -> socket.socket:
     """The port asked for; else the one of the last time, so that open pages and bookmarks go on; else any."""
     try:
         last = json.loads((home / "server.json").read_text())["port"]
@@ -55,12 +60,12 @@ def _bind(home: Path, port: int) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, wanted))
+            listener.bind((host, wanted))
             return listener
         except OSError as error:
             refused = error
             listener.close()
-    sys.exit(f"port {port} of {HOST} cannot be had ({refused.strerror}); choose another with --port")
+    sys.exit(f"port {port} of {host} cannot be had ({refused.strerror}); choose another with --port")
 
 
 def _stop_when_unused(home: Path) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from flows.cluster_worker import Done, Job, Wrong
 from flows.run import Piece, Worked
 from flows.spending import cut_short
-from flows.worker import Done, Job, Wrong
 from storage.store import Store, StoreError
 
 TRIES = 3  # workers that may die over one piece

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import polars as pl
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 
 from curation.step import StepConfig, find_step
 from flows import (
@@ -21,6 +23,7 @@ from flows.engines import EngineSpec
 from flows.models import lend
 from flows.own_steps import load_steps, own_files
 from flows.progress import bar, say
+from flows.recording import if_recorded, recording
 from flows.run import run_step
 from flows.training import train_adapter
 from flows.training_text import known
@@ -32,6 +35,7 @@ load_steps(own_files())  # and those of the user's own, as the process that bega
 _PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
 
 
+@if_recorded
 @task(**_PLAIN)
 def bring_in(label: str, root: Path, file: Path, name: str) -> str:
     """Import a file under a name."""
@@ -40,7 +44,19 @@ def bring_in(label: str, root: Path, file: Path, name: str) -> str:
         return done(import_files(store, [file], name, progress=progress).dataset)
 
 
-@task(**_PLAIN)
+def server_is_gone(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether to ask again later: nobody watches this run, and the server of its models could not be reached."""
+    if not deployment.id:
+        return False
+    try:
+        state.result()
+    except Exception as why:
+        return isinstance(why.__cause__, httpx.ConnectError)
+    return False
+
+
+@if_recorded
+@task(**_PLAIN, retries=2, retry_delay_seconds=[60, 300], retry_condition_fn=server_is_gone)
 def run_one_step(
     label: str,
     root: Path,
@@ -59,6 +75,7 @@ def run_one_step(
         return done(run_step(store, step, config, rows, known(store, step, models, tables), lease, progress))
 
 
+@if_recorded
 @task(**_PLAIN)
 def train_one(
     label: str, root: Path, rows: str, heldout: str, model: str, settings: Mapping[str, Any], name: str
@@ -91,7 +108,8 @@ def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]
         else:
             took = f"{time.monotonic() - started:.1f} s"
             say(f"{label}: {told} [cyan]{', '.join(filter(None, [took, cost(store, dataset)]))}[/cyan]")
-            cards.publish_soon(store, dataset)
+            if recording():
+                cards.publish_soon(store, dataset)
         return dataset
 
     yield done

@@ -1,7 +1,6 @@
-"""`thresher ui`: the store's datasets in the browser, for as long as somebody looks."""
+"""`thresher ui`: the store's datasets in the browser and forms to run steps by, for as long as somebody looks."""
 
 import signal
-import threading
 from pathlib import Path
 
 from flows.progress import bar, console
@@ -10,19 +9,23 @@ from storage.store import Store
 from storage.using import looking
 
 
-def serve_ui(store: Store | Path, port: int | None = None) -> int:
-    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset; returns the exit code."""
+def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.1", auth: bool = False) -> int:
+    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset, a form for every step and a worker that
+    runs what is scheduled or asked for there; returns the exit code."""
     store = store if isinstance(store, Store) else Store(Path(store))
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
-        with serving(store.root, port):
-            from flows import cards  # imports Prefect, which reads its address only once it is known
+        with serving(store.root, port, host, auth) as server:
+            from flows import automations, cards, deployments  # Prefect reads its address only once it is known
+            from flows.serve import until_ended, workers
 
             with looking(), bar("publishing cards") as progress:
                 new = cards.publish_missing(store, progress)
             _tell(store, len(new))
-            ended.wait()
+            with workers() as look:
+                automations.mark_the_lost(everything=server.own)
+                deployments.deploy_steps(store.root)
+                until_ended(look)
     except KeyboardInterrupt:
         pass
     finally:
@@ -36,7 +39,8 @@ def _tell(store: Store, new: int) -> None:
 
     datasets, shown = store.ids(), cards.addresses()
     named = [(name, shown[dataset]) for name, dataset in store.names().items() if dataset in shown]
-    lines = [("dashboard", cards.page_url("dashboard")), ("all cards", cards.page_url("artifacts")), *named]
+    lines = [("dashboard", cards.page_url("dashboard")), ("all cards", cards.page_url("artifacts"))]
+    lines += [("run a step", cards.page_url("deployments")), *named]
     wide = max(len(what) for what, _ in lines)
     for what, address in lines:
         console.print(f"{what.ljust(wide)}  {address}", markup=False, soft_wrap=True)

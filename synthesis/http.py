@@ -215,7 +215,8 @@ class Server:
                         return await self._try(client, limit, path, body)
         except _Again as why:
             if isinstance(why.__cause__, httpx.ConnectError):
-                raise EngineError(f"there is no server at {self.url} ({why}); start it, or mend the url") from None
+                told = f"there is no server at {self.url} ({why}); start it, or mend the url"
+                raise EngineError(told) from why.__cause__
             return Failed(f"{why}, {self.attempts} times")
 
     async def _try(self, client: httpx.AsyncClient, limit: Limit, path: str, body: dict[str, Any]) -> Any:

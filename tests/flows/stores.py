@@ -110,3 +110,21 @@ def _seal_adapter(store: Store) -> None:
 
 def _seal(store, id_, kind, step, config, inputs, shards, counts, engines=None, files=None) -> None:
     store.seal(Manifest(id_, kind, step, 1, config, engines or {}, inputs, tuple(shards), {}, files or {}, counts))
+
+
+def corrected_store(root: Path) -> Store:
+    """before (three rows, of which a filter dropped one) -> corrected: two are replaced, the dropped one too."""
+    store = Store(root)
+    doubtful = "clear-filter: confidence 0.1 is not over 0.5"
+    before = rows(("a", "1"), ("b", "2"), ("c", "3"), drop_reason=[None, doubtful, None])
+    marks = pl.Series(["clear-correct: replaced by n0", "clear-correct: replaced by n1", None])
+    new = rows(("a", "one"), ("b", "two")).with_columns(
+        id=pl.Series(["n0", "n1"]), parent_id=pl.Series(["r0", "r1"]), method=pl.lit("clear-correct")
+    )
+    first = store.put_part("before", before, ROW)
+    marked = store.put_part("marks", before.select("id", drop_reason=marks))
+    added = store.put_part("new", new, ROW)
+    _seal(store, "before", "rows", "clear-filter", {}, {}, [(first,)], {"rows": 3, "live": 2})
+    counts = {"rows": 5, "live": 3}
+    _seal(store, "corrected", "rows", "clear-correct", {}, {"rows": "before"}, [(first, marked), (added,)], counts)
+    return store

@@ -12,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.server import Server, ServerError, configured_api, serving
+from flows.access import ServerError, check_access, configured_api, credentials
+from flows.recording import if_recorded, recording
+from flows.server import Server, joined_if_running, recorded, serving
 from storage.store import Store
 from tests.flows.stores import small_store
 
@@ -104,6 +106,74 @@ def test_a_configured_server_that_does_not_answer_is_named(tmp_path: Path, monke
     with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:9/api does not answer"), serving(tmp_path):
         pass
     assert not (tmp_path / "prefect").exists()
+
+
+def test_a_run_goes_on_unrecorded_where_the_configured_server_is_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    for joined in (recorded, joined_if_running):
+        with joined(tmp_path) as server:
+            assert server is None and not recording()
+            assert if_recorded(Refusing())(3) == 4
+        assert recording()
+        said = " ".join(capsys.readouterr().err.split())
+        assert "http://127.0.0.1:9/api does not answer, so nothing is recorded" in said and "unset PREFECT_API" in said
+
+
+class Refusing:
+    """As a Prefect task whose server is gone: its function can be called, it cannot."""
+
+    @staticmethod
+    def fn(i: int) -> int:
+        return i + 1
+
+    def __call__(self, i: int) -> int:
+        raise AssertionError("Prefect was asked")
+
+
+def test_a_command_that_needs_no_server_starts_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with joined_if_running(tmp_path) as server:
+        assert server is None and recording()
+    assert not (tmp_path / "prefect").exists()
+
+
+@pytest.mark.parametrize(
+    "host, auth, said, told",
+    [
+        ("0.0.0.0", False, "me:secret", r"--host 0\.0\.0\.0 lets other machines in, and takes --auth"),
+        ("127.0.0.1", True, "", "THRESHER_AUTH is not set"),
+        ("127.0.0.1", True, "secret", "THRESHER_AUTH is user:password"),
+    ],
+)
+def test_other_machines_are_let_in_with_a_password_alone(host, auth, said, told, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("THRESHER_AUTH", said)
+    with pytest.raises(ServerError, match=told) as refused, serving(tmp_path, None, host, auth):
+        pass
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.real
+def test_a_server_with_a_password_refuses_who_has_none_and_writes_it_nowhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("THRESHER_AUTH", "me:opensesame")
+    with serving(tmp_path, None, "0.0.0.0", auth=True) as server:
+        assert httpx.get(f"{server.api}/admin/version").status_code == 401
+        check_access(server.api, credentials())
+        with pytest.raises(ServerError, match="THRESHER_AUTH is not set; set THRESHER_AUTH=user:password"):
+            check_access(server.api, None)
+        with pytest.raises(ServerError, match="refuses what THRESHER_AUTH says"):
+            check_access(server.api, "me:other")
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            assert client.read_flows() == []
+        command = Path(f"/proc/{json.loads((tmp_path / 'prefect/server.json').read_text())['pid']}/cmdline").read_text()
+    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"opensesame" not in written and "opensesame" not in command
 
 
 def test_the_active_profile_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

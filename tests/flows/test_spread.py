@@ -11,12 +11,12 @@ import pytest
 
 from curation.step import STEPS, StepError
 from flows.cluster import check_address, elsewhere, job_of
+from flows.cluster_worker import Done, Worker, Wrong
 from flows.engine_settings import OpenAI
 from flows.engines import EngineError, EngineSpec, leases
 from flows.own_steps import ConfigError
 from flows.run import run_step
 from flows.spread import Gone, spread
-from flows.worker import Done, Worker, Wrong
 from storage.schema import ROW
 from storage.store import Manifest, Store, StoreError
 from tests.rows import rows
