@@ -119,19 +119,20 @@ def one(task: str, root: Path) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rows", type=int, default=1_000_000)
+    options.add_argument("--store", type=Path, help="keep the store in this folder, or take the one that is there")
     options.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
-    options.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.task:
         return one(chosen.task, chosen.store)
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        make_store(Path(folder), chosen.rows)
-        size = sum(path.stat().st_size for path in Path(folder).glob("parts/*/*")) / 2**20
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, began = chosen.store or Path(temporary), time.perf_counter()
+        if not (folder / "datasets").exists():
+            make_store(folder, chosen.rows)
+        size = sum(path.stat().st_size for path in folder.glob("parts/*/*")) / 2**20
         print(f"{chosen.rows:,} rows in a store of {size:,.0f} MB, made in {time.perf_counter() - began:.0f} s")
         for task in TASKS:
-            words = [sys.executable, "-m", "bench.browse", "--task", task, "--store", folder]
-            said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            words = [sys.executable, "-m", "bench.browse", "--task", task, "--store", str(folder)]
+            said = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
             again = f"{said['again']:6.2f} s again" if task in PAGES else " " * 14
             print(
                 f"{task:12} {said['seconds']:6.2f} s {again}  {said['peak_mb']:6,.0f} MB at most {said['kb']:5.0f} kB"

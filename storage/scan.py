@@ -111,12 +111,8 @@ def _alike(frame: pl.LazyFrame, columns: Sequence[str], kinds: Mapping[str, pl.D
     if kinds is None:
         return frame
     here = frame.collect_schema()
-    other = [
-        pl.col(c).cast(kinds[c], strict=False) if c in here else pl.lit(None, kinds[c]).alias(c)
-        for c in columns
-        if here.get(c) != kinds[c]
-    ]
-    return frame.with_columns(other) if other else frame
+    cast = {c: pl.col(c).cast(kinds[c], strict=False) if c in here else pl.lit(None, kinds[c]) for c in columns}
+    return frame.select(AT, *[c if here.get(c) == kinds[c] else cast[c].alias(c) for c in columns])
 
 
 def _whole(path: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flows.browser.family import seen
 from flows.browser.query import TEXTS, Query, Refused, sortable
-from flows.browser.rows import PAGE, Looking, Table
+from flows.browser.rows import PAGE, Facets, Looking, Table
 from flows.store_commands import age
 from storage.manifest import read_manifest
 from storage.scan import AT
@@ -52,7 +52,10 @@ def listed(store: Store, said: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def rows(eyes: Looking, table: Table, query: Query) -> dict[str, Any]:
     page = eyes.page(table, query)
-    facets = eyes.facets(table)
+    try:
+        facets, unread = eyes.facets(table), ""
+    except StoreError as why:  # the rows of this page lie in other parts
+        facets, unread = Facets((), 0, {}), str(why)
     columns = _columns(page.rows.columns, table, query)
     numbers = [c for c, kind in table.kinds.items() if kind.is_numeric() and c != "round"]
     return _of(eyes, table, query) | {
@@ -62,6 +65,7 @@ def rows(eyes: Looking, table: Table, query: Query) -> dict[str, Any]:
         "sortable": sortable(table.kinds),
         "numbers": numbers,
         "facets": facets,
+        "unread": unread,
         "last": max((page.found - 1) // PAGE, 0) + 1,
         "AT": AT,
     }
