@@ -93,7 +93,9 @@ class Scan:
         frames = []
         for part, mine in (_owners(shard, columns) or {shard[0]: []}).items():
             frame = pl.scan_parquet(self.root / part.file, row_index_name=AT, row_index_offset=start)
-            frame = frame if places is None else frame.filter(pl.col(AT).is_in(places))
+            if places is not None:
+                first, last = min(places), max(places)
+                frame = frame.slice(first - start, last - first + 1).filter(pl.col(AT).is_in(places))
             frames.append(frame.select(mine if frames else [AT, *mine]))
         return frames[0] if len(frames) == 1 else pl.concat(frames, how="horizontal")
 

@@ -25,7 +25,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     new = rows(("What is 40 plus 40?\nThink first.", "40 plus 40 is EIGHTY."), id=["new"], parent_id=["r40"])
     part = store.put_part("new", new.with_columns(method=pl.lit("clear-correct"), source=pl.lit("test")), ROW)
     counts = {"rows": 61, "live": 40, "dropped by clear-filter": 21}
-    made = Manifest(GROWN, "rows", "clear-correct", 1, {}, {}, {"rows": FILTERED}, (*before.shards, (part,)), {}, {}, counts)
+    made = Manifest(
+        GROWN, "rows", "clear-correct", 1, {}, {}, {"rows": FILTERED}, (*before.shards, (part,)), {}, {}, counts
+    )
     store.seal(made)
     store.name("corrected", GROWN)
     return store
@@ -58,7 +60,7 @@ def test_the_list_has_every_dataset_with_its_names_step_kind_and_rows(client: Te
 def test_a_page_has_fifty_rows_and_leads_to_the_others(client: TestClient):
     first, second = client.get("/datasets/seed").text, client.get("/datasets/seed?page=2").text
     assert places(first) == list(range(1, 51)) and places(second) == list(range(51, 61))
-    assert "1–50 of 60 rows" in text(first) and "51–60 of 60 rows" in text(second)
+    assert "1 to 50 of 60 rows" in text(first) and "51 to 60 of 60 rows" in text(second)
     assert 'rel="next" href="/datasets/seed?page=2"' in first and 'rel="next"' not in second
     assert "What is 3 plus 3? Think first. 3 plus 3 is 6." in text(first)
 
@@ -125,10 +127,12 @@ def test_a_choice_shows_and_searches_the_text_of_its_rows(client: TestClient):
 
 
 def test_tables_without_rows_and_side_tables_have_pages(client: TestClient, store: Store, tmp_path: Path):
-    assert "1–50 of 50 rows" in text(client.get(f"/datasets/{ADAPTER}?sort=loss").text)
+    assert "1 to 50 of 50 rows" in text(client.get(f"/datasets/{ADAPTER}?sort=loss").text)
     assert "0.26" in text(client.get(f"/datasets/{ADAPTER}/row/50").text)
     other = Store(tmp_path)
-    rejects = pl.DataFrame({"file": ["a.jsonl"] * 3, "line": [3, 5, 9], "reason": ["no JSON"] * 3, "raw": ["{", HOSTILE, "["]})
+    rejects = pl.DataFrame(
+        {"file": ["a.jsonl"] * 3, "line": [3, 5, 9], "reason": ["no JSON"] * 3, "raw": ["{", HOSTILE, "["]}
+    )
     side = {"rejects": (other.put_part("rejects", rejects),)}
     other.seal(Manifest("i", "rows", "import", 1, {}, {}, {}, (), side, {}, {"rows": 0, "rejected": 3}))
     looked = TestClient(browser(tmp_path))
@@ -162,7 +166,13 @@ def test_one_goes_from_row_to_row_of_what_was_asked_for(client: TestClient):
 
 
 @pytest.mark.parametrize(
-    "where", ["/datasets/seed?page=2", "/datasets/seed/row/60", f"/datasets/{FILTERED}/row/60", "/datasets/seed?q=%3Cscript%3Ealert(1)%22%27"]
+    "where",
+    [
+        "/datasets/seed?page=2",
+        "/datasets/seed/row/60",
+        f"/datasets/{FILTERED}/row/60",
+        "/datasets/seed?q=%3Cscript%3Ealert(1)%22%27",
+    ],
 )
 def test_hostile_text_is_text(client: TestClient, where: str):
     page = client.get(where)
