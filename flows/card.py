@@ -170,6 +170,7 @@ def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
     scores = [c for c in own if numbers[c].dtype.is_numeric() and numbers[c].dtype != pl.Boolean]
     if not scores:
         return ""
+    scores.sort(key=lambda column: not _thresholds(made, numbers, column))  # first what decided
     lines, images = [], []
     for column in scores:
         values = numbers[column].cast(pl.Float64)
