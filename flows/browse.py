@@ -92,7 +92,7 @@ def explain(
     """The whole history of a row: file and line, every score, why it was kept or dropped, what was trained on it."""
     found = history(open_store(store), row)
     if as_json:
-        said = {"row": found.row, "origin": found.origin, "children": found.children}
+        said = {"row": found.row, "origin": found.origin, "children": list(found.children)}
         said["events"] = [{"dataset": e.dataset, "step": e.step, "name": e.name, **e.facts} for e in found.events]
         return typer.echo(json.dumps(said, ensure_ascii=False, indent=1, default=str))
     _tell(found)

@@ -4,17 +4,23 @@ Text out of the data never reaches the page as markup. Punctuation that means an
 numeric entities, which neither reads as structure, so a row shows as what it says and can do nothing.
 """
 
+import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlencode
 
 import polars as pl
 
 from flows import cluster_card, svg
+from flows.browser.family import before_and_after
 from flows.cost import cost
+from flows.reasons import alike, tally
 from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
 from flows.spending import in_words
+from storage.scan import Scan
 from storage.schema import ROW
 from storage.store import Manifest, Store
 
@@ -25,6 +31,8 @@ _TITLE = re.compile(r"(?!www)[\w-]+(\.[\w-]+)*", re.ASCII)  # a heading shows en
 _HISTOGRAMS = 12
 _GAP = "&nbsp;" * 4  # Prefect's style sheet leaves no room between cells
 _LAYERS, _BOXES = 5, 24
+_REASONS = 12
+_PAIRS, _TURNS, _SIDE = 5, 4, 1000  # rows beside those they came from, their last messages, characters of each
 
 Names = Mapping[str, list[str]]  # by dataset
 
@@ -32,33 +40,29 @@ Names = Mapping[str, list[str]]  # by dataset
 def card(
     store: Store, dataset: str, links: Mapping[str, str] = MappingProxyType({}), names: Names | None = None
 ) -> str:
-    """The page; `links` says where the cards of other datasets are, and under `table` the table of sample rows.
+    """The page; `links` says where the cards of other datasets are, under `table` the table of sample rows, and under
+    `browser` the browser of datasets, if there is one.
 
     `names` are those of all datasets, where whoever asks has read them already.
     """
-    made, names = store.manifest(dataset), names_by_dataset(store) if names is None else names
+    made, names = store.manifest(dataset), store.called() if names is None else names
     numbers = numbers_and_words(store, made)
     title = names.get(dataset, [made.step])[0]
     blocks = [
         f"# {title}" if _TITLE.fullmatch(title) else "",
         _facts(store, made, links, names),
-        _counts(made, numbers),
+        _counts(store, made, numbers, links),
         _drawings(made, numbers),
         _clusters(store, made),
         _lineage(store, made, names),
         _files(store, made),
+        _before_and_after(store, made, links),
         _samples(sample_rows(store, dataset, SAMPLES)) if made.kind != "adapter" else "",
         f'<p><a href="{links["table"]}">More rows, as a table that can be searched</a></p>' if "table" in links else "",
+        f"<p>{_browse('All rows: page, sort, filter, search', links, made)}</p>" if "browser" in links else "",
         f"<p>In a terminal: {_code(f'thresher show {names.get(dataset, [dataset])[0]}')}</p>",
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
-
-
-def names_by_dataset(store: Store) -> dict[str, list[str]]:
-    named: dict[str, list[str]] = {}
-    for name, dataset in store.names().items():
-        named.setdefault(dataset, []).append(name)
-    return named
 
 
 def text(said: object, longest: int = LONGEST) -> str:
@@ -113,10 +117,27 @@ def _dataset(dataset: str, names: Names, links: Mapping[str, str]) -> str:
     return f'{shown} <a href="{links[dataset]}">card</a>' if dataset in links else shown
 
 
-def _counts(made: Manifest, numbers: pl.DataFrame) -> str:
+def _browse(shown: str, links: Mapping[str, str], made: Manifest, **asked: str) -> str:
+    """A link to the rows that are asked for, where there is a browser of datasets."""
+    if "browser" not in links:
+        return shown
+    where = f"{links['browser']}/{made.id}" + (f"?{urlencode(asked)}" if asked else "")
+    return f'<a href="{html.escape(where)}">{shown}</a>'
+
+
+def _counted(what: str, links: Mapping[str, str], made: Manifest) -> str:
+    """What was counted, as a link to the rows that were."""
+    if what in ("live", "taken"):
+        return _browse(text(what), links, made, state=what)
+    if what.startswith("dropped by "):
+        return _browse(text(what), links, made, why=what.removeprefix("dropped by "))
+    return text(what)
+
+
+def _counts(store: Store, made: Manifest, numbers: pl.DataFrame, links: Mapping[str, str]) -> str:
     total = made.counts.get("rows", 0)
     lines = [
-        (text(what), f"{n:,}", f"{n / total:.1%}" if total and isinstance(n, int) else "")
+        (_counted(what, links, made), f"{n:,}", f"{n / total:.1%}" if total and isinstance(n, int) else "")
         for what, n in sorted(
             made.counts.items(), key=lambda c: (c[0] not in ("rows", "live", "taken"), c[0] != "rows")
         )
@@ -125,17 +146,19 @@ def _counts(made: Manifest, numbers: pl.DataFrame) -> str:
     if made.kind == "choice" and {"taken", "why"} <= set(numbers.columns):
         why = numbers.group_by("taken", "why").len().sort("taken", "len", "why", descending=[True, True, False])
         blocks.append(
-            _table(["taken", "why", "rows"], [(str(t), text(w, 200), f"{n:,}") for t, w, n in why.head(20).iter_rows()])
-        )
-    if "drop_reason" in numbers.columns and numbers["drop_reason"].null_count() < numbers.height:
-        why = numbers["drop_reason"].drop_nulls().str.replace_all(r"\b[0-9a-f]{20}\b|\b[0-9]+(\.[0-9]+)?", "#")
-        reasons = why.alias("why").value_counts(sort=True).head(12)
-        blocks.append(
             _table(
-                ["dropped because", f"of the first {numbers.height:,}" if numbers.height < total else "rows"],
-                [(text(w, 200), f"{n:,}") for w, n in reasons.iter_rows()],
+                ["taken", "why", "rows"],
+                [
+                    (str(t), _browse(text(w, 200), links, made, why=w, state="taken" if t else "left"), f"{n:,}")
+                    for t, w, n in why.head(20).iter_rows()
+                ],
             )
         )
+    if "drop_reason" in numbers.columns and made.counts.get("live", 0) < total:
+        kinds = {"drop_reason": pl.String()}
+        why = tally(Scan.of(store.root, made), kinds, "drop_reason", alike(pl.col("drop_reason"))) or []
+        said = [(_browse(text(w, 200), links, made, why=w), f"{n:,}") for w, n in why[:_REASONS]]
+        blocks.append(_table(["dropped because", "rows"], said))
     return "\n\n".join(b for b in blocks if b)
 
 
@@ -147,6 +170,7 @@ def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
     scores = [c for c in own if numbers[c].dtype.is_numeric() and numbers[c].dtype != pl.Boolean]
     if not scores:
         return ""
+    scores.sort(key=lambda column: not _thresholds(made, numbers, column))  # first what decided
     lines, images = [], []
     for column in scores:
         values = numbers[column].cast(pl.Float64)
@@ -228,6 +252,19 @@ def _files(store: Store, made: Manifest) -> str:
         for name, digest in made.files.items()
     ]
     return "## Files\n\n" + _table(["file", "bytes", "sha256 begins with"], lines) if lines else ""
+
+
+def _before_and_after(store: Store, made: Manifest, links: Mapping[str, str]) -> str:
+    """Rows that the step changed or grew, each beside the one that it came from."""
+    lines = [[_said(row) for row in pair] for pair in before_and_after(store, made, _PAIRS)]
+    return "## Before and after\n\n" + _table(["before", "after"], lines) if lines else ""
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    turns = row["messages"][-_TURNS:]
+    said = [f"<strong>{text(m['role'], 40)}</strong><br>{text(m['content'] or '', _SIDE)}" for m in turns]
+    dropped = [f"<em>{text(row['drop_reason'], 200)}</em>"] if row["drop_reason"] else []
+    return "<br>".join([*said, *dropped])
 
 
 def _samples(rows: pl.DataFrame) -> str:

@@ -22,13 +22,14 @@ from prefect.settings import get_current_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
 from rich.markup import escape
 
-from flows.card import Names, card, names_by_dataset
+from flows.card import Names, card
 from flows.progress import say
 from flows.sampling import sample_table
 from storage.store import Store
 
 __all__ = [
     "addresses",
+    "browser_url",
     "card",
     "card_url",
     "page_url",
@@ -96,14 +97,14 @@ def _send_or_say(store: Store, dataset: str, run: Run) -> None:
 def _send(store: Store, dataset: str, run: Run) -> str:
     with get_client(sync_client=True) as client:
         published = _published(client)
-        _publish(client, store, dataset, published, names_by_dataset(store), run)
+        _publish(client, store, dataset, published, store.called(), run)
     return _addresses(published)[dataset]
 
 
 def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
     """Publish every dataset of the store that the server does not show; returns their ids."""
     with get_client(sync_client=True) as client:
-        published, names = _published(client), names_by_dataset(store)
+        published, names = _published(client), store.called()
         missing = [d for d in store.ids() if not _shown(store, d, published, names)]
         for i, dataset in enumerate(missing):
             progress(i, len(missing))
@@ -128,6 +129,15 @@ def page_url(page: str = "") -> str:
     settings = get_current_settings()
     base = settings.ui_url or (settings.api.url or "").rstrip("/").removesuffix("/api")
     return f"{base}/{page}"
+
+
+def browser_url(store: Store) -> str | None:
+    """Where the browser of datasets is: on the store's own server, if that is the one in use; on no other."""
+    try:
+        url = json.loads((store.root / "prefect" / "server.json").read_text())["url"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return f"{url}/datasets" if (get_current_settings().api.url or "").rstrip("/") == f"{url}/api" else None
 
 
 def safe_key(name: str) -> str:
@@ -161,6 +171,7 @@ def _publish(
         rows = json.dumps(sample_table(store, dataset))
         table = client.create_artifact(ArtifactCreate(key=f"sample-{key}", type="table", data=rows, **own))
         links = {d: _path(v.artifact) for d, v in _newest(published).items()} | {"table": _path(str(table.id))}
+        links |= {"browser": "/datasets"} if browser_url(store) else {}
         page = card(store, dataset, links, names)
         shown = client.create_artifact(ArtifactCreate(key=f"dataset-{key}", type="markdown", data=page, **own))
         versions.append(_Version(dataset, run, str(shown.id)))

@@ -23,7 +23,7 @@ def sample_rows(store: Store, dataset: str, n: int) -> pl.DataFrame:
     """At most n rows with instruction, response and scores; of a choice, taken rows and some that were not."""
     made = store.manifest(dataset)
     if made.kind != "choice":
-        return _readable(_spread(_ends(store, made), n))
+        return _readable(spread(_ends(store, made), n))
     choice = numbers_and_words(store, made)
     if choice.is_empty():
         return choice
@@ -34,8 +34,8 @@ def sample_rows(store: Store, dataset: str, n: int) -> pl.DataFrame:
         choice = found if found.height else choice
     taken, left = (choice.filter(pl.col("taken") == flag) for flag in (True, False))
     enough = max(n - left.height, n * 7 // 10)
-    picked = _spread(taken, enough)
-    return pl.concat([picked, _spread(left, n - picked.height)])
+    picked = spread(taken, enough)
+    return pl.concat([picked, spread(left, n - picked.height)])
 
 
 def sample_table(store: Store, dataset: str, rows: int = TABLE_ROWS) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _both_ends(shards: tuple[Shard, ...], limit: int) -> list[Shard]:
     return [shards[i] for i in sorted(picked)]
 
 
-def _spread(rows: pl.DataFrame, n: int) -> pl.DataFrame:
+def spread(rows: pl.DataFrame, n: int) -> pl.DataFrame:
     """n rows at even distances, the first and the last among them."""
     if rows.height <= n:
         return rows

@@ -4,7 +4,7 @@ It runs for as long as some process holds <home>/users.lock shared, and no longe
 process that dies, however it dies, so no server is left behind; it is not a child's tie to one parent, because others
 may have come to use the same server meanwhile.
 
-This file is run by path and imports nothing of ours: it must start fast.
+This file is run by path and imports nothing of ours before somebody looks at /datasets: it must start fast.
 """
 
 import fcntl
@@ -16,7 +16,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 HOST = "127.0.0.1"  # where this machine finds it, whatever else it listens on
 
@@ -37,17 +39,46 @@ def main() -> None:
     os.environ["PREFECT_UI_API_URL"] = "/api" if host == "0.0.0.0" else f"{url}/api"
     # Prefect answers pages of any origin by default, so that any web page could read the rows out of the browser.
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"{url},{url.replace(HOST, 'localhost')}"
-    _serve(listener)
+    _serve(listener, home.parent)
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve(listener: socket.socket, store: Path) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
     # Prefect tries this note of a worker's poll five times and more, and each failure is a hundred lines of the log.
     logging.getLogger("docket.dependencies").addFilter(lambda said: "mark_deployments_ready" not in said.getMessage())
-    config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
+    both = _beside(create_app(final=True), store)
+    config = uvicorn.Config(both, log_level="warning", timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _beside(prefect: Callable[..., Awaitable[None]], store: Path) -> Callable[..., Awaitable[None]]:
+    """Prefect, and under /datasets the browser of the store's datasets."""
+    browser: list[Callable[..., Awaitable[None]]] = []
+    one_at_a_time = threading.Lock()
+
+    def load() -> None:
+        with one_at_a_time:
+            if not browser:
+                from prefect.settings import get_current_settings
+
+                sys.path.insert(0, str(Path(__file__).parents[1]))  # -P has left it out
+                from flows.browser.app import browser as made
+
+                auth = get_current_settings().server.api.auth_string
+                browser.append(made(store, auth.get_secret_value() if auth else None))
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"].split("/")[1:2] != ["datasets"]:
+            return await prefect(scope, receive, send)
+        if not browser:
+            from anyio.to_thread import run_sync
+
+            await run_sync(load)  # in seconds, in which Prefect goes on answering
+        await browser[0](scope, receive, send)
+
+    return app
 
 
 def _bind(home: Path, port: int, host: str) -> socket.socket:

@@ -28,9 +28,7 @@ def datasets(as_json: AsJson = False, store: StoreOption = Path(".thresher")) ->
     a name, that nothing with a name was made of, goes with the next `thresher gc`.
     """
     place = open_store(store)
-    names: dict[str, list[str]] = {}
-    for name, dataset in place.names().items():
-        names.setdefault(dataset, []).append(name)
+    names = place.called()
     manifests = {dataset: place.manifest(dataset) for dataset in place.ids()}
     sizes = {dataset: own_bytes(place, made, manifests) for dataset, made in manifests.items()}
     made_at = {d: (place.folder(d) / "manifest.json").stat().st_mtime for d in manifests}

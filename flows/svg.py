@@ -28,12 +28,12 @@ def histogram(values: Iterable[float | None], thresholds: Sequence[float] = (), 
     thresholds = sorted({t for t in thresholds if _drawable(t)})
     lowest, marks = thresholds[:1], thresholds if len(thresholds) <= _MARKS else [thresholds[0], thresholds[-1]]
     found = sorted(v for v in values if _drawable(v))
-    width, height, left, top, bottom = 350, 170, 10, 30, 22
+    width, left, top, inner = 350, 10, 30, 118
     if not found:
         return _svg(width, 60, _text(left, 18, title, bold=True) + _text(left, 42, "no values"))
     low, high = _range([*found, *marks])
     bins, start, end = _bins(found, low, high)
-    tallest, step, inner = max(bins), (width - 2 * left) / len(bins), height - top - bottom
+    tallest, step, height = max(bins), (width - 2 * left) / len(bins), top + inner + (38 if marks else 22)
     body = [_text(left, 18, title, bold=True), _text(width - left, 18, f"highest bar {tallest:,}", "end", FAINT)]
     for i, n in enumerate(bins):
         tall = max(inner * n / tallest, 1.5 if n else 0)
@@ -41,14 +41,16 @@ def histogram(values: Iterable[float | None], thresholds: Sequence[float] = (), 
         under = any(start + (i + 0.5) * (end - start) / len(bins) <= t for t in lowest)
         body.append(_rect(left + i * step + gap / 2, top + inner - tall, step - gap, tall, FAINT if under else FILL))
     body.append(_line(left, top + inner + 0.5, width - left, top + inner + 0.5, FAINT))
-    body += [_text(left, height - 6, short(low)), _text(width - left, height - 6, short(high), "end")]
+    body += [_text(left, top + inner + 16, short(low)), _text(width - left, top + inner + 16, short(high), "end")]
     places = [left + (width - 2 * left) * (t - start) / (end - start) for t in marks]
     body += [_line(x, top - 4, x, top + inner, MARK, dash=True) for x in places]
     if marks:
         named = f"thresholds {short(marks[0])} to {short(marks[-1])}" if marks[1:] else f"threshold {short(marks[0])}"
+        half = 3.5 * len(named)  # about as wide as it is drawn
+        middle = min(max((places[0] + places[-1]) / 2, left + half), width - left - half)
         body.append(
-            _text(min(max(places[0], 60), width - 60 - 60 * bool(marks[1:])), height - 6, named, "middle", MARK)
-        )
+            _text(middle, height - 6, named, "middle", MARK)
+        )  # below the ends of the axis, which it would cross
     return _svg(width, height, "".join(body))
 
 

@@ -39,7 +39,8 @@ def _tell(store: Store, new: int) -> None:
 
     datasets, shown = store.ids(), cards.addresses()
     named = [(name, shown[dataset]) for name, dataset in store.names().items() if dataset in shown]
-    lines = [("dashboard", cards.page_url("dashboard")), ("all cards", cards.page_url("artifacts"))]
+    browser = cards.browser_url(store) or "none: the configured server has no /datasets; unset PREFECT_API_URL for it"
+    lines = [("datasets", browser), ("dashboard", cards.page_url("dashboard")), ("all cards", cards.page_url("artifacts"))]
     lines += [("run a step", cards.page_url("deployments")), *named]
     wide = max(len(what) for what, _ in lines)
     for what, address in lines:

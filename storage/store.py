@@ -207,6 +207,13 @@ class Store:
         refs = self.root / "refs"
         return {p.name: p.read_text().strip() for p in sorted(refs.iterdir())} if refs.exists() else {}
 
+    def called(self) -> dict[str, list[str]]:
+        """The names of each dataset that has any."""
+        found: dict[str, list[str]] = {}
+        for name, dataset in self.names().items():
+            found.setdefault(dataset, []).append(name)
+        return found
+
     def resolve(self, name: str) -> str:
         """The dataset id behind a name or an id."""
         check_name(name)

@@ -214,6 +214,68 @@ def test_the_card_of_corrections_has_eta_counts_them_as_one_reason_and_says_what
     assert "3.0 model calls, 100.0 prompt tokens a row, 2.0 rows a second" in said
 
 
+class Links(Tags):
+    """And where the page leads, by what is written there."""
+
+    def __init__(self, page: str) -> None:
+        self.links: dict[str, str] = {}
+        self.into = ""
+        super().__init__(page)
+
+    def handle_starttag(self, tag, attrs):
+        super().handle_starttag(tag, attrs)
+        self.into = dict(attrs).get("href", "") if tag == "a" else self.into
+
+    def handle_endtag(self, tag):
+        self.into = "" if tag == "a" else self.into
+
+    def handle_data(self, data):
+        super().handle_data(data)
+        if self.into:
+            self.links[data] = self.into
+
+
+def test_a_card_leads_to_the_rows_that_it_counts_where_there_is_a_browser(store: Store):
+    links = Links(card(store, FILTERED, {"browser": "/datasets"})).links
+    rows_of = f"/datasets/{FILTERED}"
+    assert links["live"] == f"{rows_of}?state=live"
+    assert links["dropped by clear-filter"] == f"{rows_of}?why=clear-filter"
+    reason = "clear-filter: confidence # is not over #"
+    assert links[reason] == f"{rows_of}?why=clear-filter%3A+confidence+%23+is+not+over+%23"
+    assert links["All rows: page, sort, filter, search"] == rows_of
+    taken = Links(card(store, CHOICE, {"browser": "/datasets"})).links
+    assert taken["cluster 0"] == f"/datasets/{CHOICE}?why=cluster+0&state=left", "the last one of this name"
+    assert not Links(card(store, FILTERED)).links
+
+
+def test_reasons_are_counted_over_all_rows(tmp_path: Path):
+    store = Store(tmp_path)
+    shards = []
+    for i in range(4):
+        marks = [f"x: {i} is <b>low</b>"] * 30
+        shards.append((store.put_part(f"p{i}", rows(*[(f"{i}", "a")] * 30, drop_reason=marks), ROW),))
+    store.seal(Manifest("d", "rows", "s", 1, {}, {}, {}, tuple(shards), counts={"rows": 120, "live": 0}))
+    assert numbers_and_words(store, store.manifest("d"), 60).height == 60
+    assert re.search(r"x: # is <b>low</b>\s*120", Tags(card(store, "d")).text)
+
+
+def test_a_row_that_was_changed_stands_beside_the_one_it_came_from(tmp_path: Path):
+    store = one_dataset(tmp_path, rows(("old <q>", "old a"), ("q1", "a1"), drop_reason=["c: replaced", None]))
+    new = rows(("old <q>", "new [a](b)"), ("q2", "bad"), id=["n0", "n1"], parent_id=["r0", "r1"])
+    new = new.with_columns(method=pl.lit("c"), drop_reason=pl.Series([None, "c: refused"]))
+    shards = (*store.manifest("d").shards, (store.put_part("n", new, ROW),))
+    store.seal(Manifest("e", "rows", "c", 1, {}, {}, {"rows": "d"}, shards, counts={"rows": 4}))
+    page = card(store, "e")
+    said = Tags(page).text
+    pair = said[said.index("Before and after") :]
+    assert pair.index("old a") < pair.index("c: replaced") < pair.index("new [a](b)")
+    assert pair.index("q1") < pair.index("q2") < pair.index("c: refused")
+    grown = Manifest("g", "rows", "c", 1, {}, {}, {"rows": "d"}, (shards[-1],), counts={"rows": 2})
+    store.seal(grown)
+    assert "old a" in Tags(card(store, "g")).text, "the row it grew from lies in the input"
+    assert "Before and after" not in card(store, "d")
+
+
 def test_the_card_of_clusters_draws_them_and_names_each_by_its_typical_rows(tmp_path: Path):
     asked = [("play jazz", 0), ("play some jazz", 0), ("is it raining", 1), ("<b>rain</b> today", 1)]
     vectors = pl.Series("embedding", [[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=pl.Array(pl.Float16, 2))

@@ -92,3 +92,16 @@ def test_every_group_has_its_threshold_and_of_very_many_the_ends_are_drawn():
 
     assert len(dashed([])) == 0 and len(dashed([1, 1, 2])) == 2 and len(dashed([n / 10 for n in range(30)])) == 2
     assert "thresholds 1 to 2" in texts(svg.histogram([0, 1, 2, 3], thresholds=[2, 1]))
+
+
+@pytest.mark.parametrize("thresholds", [[0.0001234, 0.98765], [0.00012345], [0.98765], [0.1, 0.12]])
+def test_the_name_of_a_threshold_is_written_over_nothing_and_inside_the_drawing(thresholds: list[float]):
+    picture = svg.histogram([0.0001, 0.5, 0.9999], thresholds=thresholds)
+    nodes = drawn(picture, "text")
+    (named,) = [node for node in nodes if node.firstChild and node.firstChild.data.startswith("threshold")]
+    at, half = float(named.getAttribute("x")), 3.5 * len(named.firstChild.data)
+    assert half <= at <= 350 - half
+    assert all(
+        abs(float(node.getAttribute("y")) - float(named.getAttribute("y"))) >= 14 for node in nodes if node is not named
+    )
+    assert float(named.getAttribute("y")) < float(drawn(picture, "svg")[0].getAttribute("height"))
