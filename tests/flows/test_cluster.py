@@ -137,7 +137,7 @@ def test_three_nodes_do_a_users_own_step_as_one_machine_does(three_nodes, own_st
 
 
 def test_three_nodes_ask_models_as_one_machine_does(three_nodes, tmp_path, tiny_model):
-    models = {"judge": EngineSpec(model=str(tiny_model)), "base": EngineSpec(model=str(tiny_model))}
+    models = {role: EngineSpec(model=str(tiny_model)) for role in ("judge", "candidate", "base")}
     stores = [pool(tmp_path / "many"), pool(tmp_path / "one")]
     for name, settings in (("perplexity", {}), ("clear-score", {"samples": 2, "max_tokens": 4, "similarity": "exact"})):
         made = [run(*stores[i], STEPS[name], settings, (three_nodes.address, None)[i], models) for i in (0, 1)]
