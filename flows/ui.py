@@ -40,8 +40,8 @@ def _tell(store: Store, new: int) -> None:
     datasets, shown = store.ids(), cards.addresses()
     named = [(name, shown[dataset]) for name, dataset in store.names().items() if dataset in shown]
     browser = cards.browser_url(store) or "none: the configured server has no /datasets; unset PREFECT_API_URL for it"
-    lines = [("datasets", browser), ("dashboard", cards.page_url("dashboard")), ("all cards", cards.page_url("artifacts"))]
-    lines += [("run a step", cards.page_url("deployments")), *named]
+    pages = {"dashboard": "dashboard", "all cards": "artifacts", "run a step": "deployments"}
+    lines = [("datasets", browser), *[(what, cards.page_url(page)) for what, page in pages.items()], *named]
     wide = max(len(what) for what, _ in lines)
     for what, address in lines:
         console.print(f"{what.ljust(wide)}  {address}", markup=False, soft_wrap=True)
