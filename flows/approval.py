@@ -129,7 +129,10 @@ def waiting() -> list[dict[str, Any]]:
 
     paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
     with get_client(sync_client=True) as client:
-        return [{"id": str(r.id), "name": r.name, "since": r.state.timestamp} for r in client.read_flow_runs(paused)]
+        return [
+            {"id": str(r.id), "name": r.name, "since": r.state.timestamp}
+            for r in client.read_flow_runs(flow_run_filter=paused)
+        ]
 
 
 def answer(run: str, approve: bool, note: str) -> None:
