@@ -83,14 +83,13 @@ def headers(key: str | None) -> dict[str, str]:
 
 class Limit:
     """How many requests may be in flight. Doubles each round trip until the server first says no, then grows by one;
-    shrinks when the server says no (429), or answers half as many a second, for those in flight, as it used to. A
-    server that takes twice as long for twice as many at once is only busy, and none the slower for it."""
+    shrinks when the server says no (429), or takes twice as long as it used to. That it takes longer for more at once,
+    in proportion, is none of it: such a server is only busy."""
 
     def __init__(self, most: int) -> None:
         self.most, self.size = most, float(min(_FIRST, most))
         self.flying = 0
-        self.usual = self.recent = 0.0  # seconds from one answer to the next: its own, shared by all in flight
-        self.trip = 0.0  # seconds that the last answer took
+        self.usual, self.recent = Pace(0.02), Pace(0.2)
         self.shrunk = 0.0  # when
         self.changed = asyncio.Condition()
 
@@ -108,19 +107,31 @@ class Limit:
 
     def answered(self, seconds: float, flying: int) -> None:
         """`flying` were in flight when the question was sent, itself among them."""
-        each = seconds / flying
-        self.trip = seconds
-        self.usual += (0.02 if self.usual else 1.0) * (each - self.usual)
-        self.recent += (0.2 if self.recent else 1.0) * (each - self.recent)
-        if self.recent > _TOLERANCE * self.usual:
+        for pace in (self.usual, self.recent):
+            pace.take(seconds, flying)
+        if self.recent.seconds > _TOLERANCE * self.usual.seconds * max(1.0, self.recent.flying / self.usual.flying):
             self.refused()
         else:
             self.size = min(float(self.most), self.size + (1 / self.size if self.shrunk else 1.0))
 
     def refused(self) -> None:
         """Once a round trip: all that were in flight are refused together."""
-        if time.monotonic() - self.shrunk > max(self.trip, 0.05):
+        if time.monotonic() - self.shrunk > max(self.recent.seconds, 0.05):
             self.size, self.shrunk = max(1.0, self.size * 0.7), time.monotonic()
+
+
+@dataclass
+class Pace:
+    """How long answers take, and how many were in flight then: means in which `share` is the weight of the newest."""
+
+    share: float
+    seconds: float = 0.0
+    flying: float = 0.0
+
+    def take(self, seconds: float, flying: int) -> None:
+        share = self.share if self.flying else 1.0
+        self.seconds += share * (seconds - self.seconds)
+        self.flying += share * (flying - self.flying)
 
 
 class _Again(Exception):

@@ -13,7 +13,7 @@ from tests.curation.test_diversity import embedded
 from tests.flows.test_report import sealed
 
 
-def without_server(label, root, step, settings, rows, tables, models, name):
+def without_server(label, root, step, settings, rows, tables, models, name, ray):
     """What the task does, but for the card, for which a Prefect server would be started."""
     store = Store(root)
     config, lease = lend(STEPS[step], settings, models, store)

@@ -76,7 +76,7 @@ def test_many_are_in_flight_and_fewer_where_the_server_says_429(serving):
     assert strict.most <= 12
 
 
-def test_fewer_are_asked_where_answers_come_half_as_often_as_they_did():
+def test_fewer_are_asked_where_answers_take_twice_as_long_as_they_did():
     limit = Limit(64)
     for _ in range(200):
         limit.answered(0.1, flying=8)
@@ -97,6 +97,21 @@ def test_a_server_that_takes_longer_for_more_at_once_is_only_busy():
         limit.answered(0.1 * limit.size, flying=int(limit.size))
         grown.append(limit.size)
     assert limit.size == 64 and len(grown) < 64  # doubled each round trip: one by one it takes 2,000
+
+
+def test_fewer_in_flight_are_not_taken_for_a_slower_server():
+    limit = Limit(64)
+    for _ in range(300):
+        limit.answered(10.0, flying=64)
+    for _ in range(6):  # a burst of refusals
+        limit.shrunk = 1.0
+        limit.refused()
+    least = limit.size
+    for _ in range(300):  # as quick as ever
+        limit.shrunk = 1.0
+        limit.answered(10.0, flying=int(limit.size))
+        assert limit.size >= least
+    assert limit.size > 2 * least
 
 
 def test_a_run_stops_at_its_budget_with_what_it_has(serving):
