@@ -111,6 +111,7 @@ def nodes() -> Iterator[tuple[str, Callable[[], object]]]:
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Cluster writes an address, wherever its nodes have their files
     there = Cluster()
     try:
         there.add_node(num_cpus=1, include_dashboard=False, temp_dir=folder)
