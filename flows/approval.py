@@ -7,7 +7,6 @@ they were.
 
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import polars as pl
 from pydantic import Field
@@ -22,6 +21,7 @@ from storage.schema import prompt, response
 from storage.store import Manifest, Shard, Store, StoreError, key_of
 
 WAIT_SECONDS = 14 * 24 * 3600
+ASKED = "thresher-approval"  # in the key of the pause: by it our questions are told from other pauses of the server
 SHOWN = 8  # samples in the form
 REFUSED = "approval: refused by a person"
 
@@ -29,12 +29,16 @@ Ask = Callable[[Store, str, pl.DataFrame], tuple[bool, str]]  # yes or no, and w
 
 
 def ask(store: Store, corrected: str, new: pl.DataFrame) -> tuple[bool, str]:
-    """Pause the flow run until somebody resumes it with an answer."""
+    """Pause the flow run until somebody resumes it with an answer; StoreError where nobody does in `WAIT_SECONDS`.
+
+    The process of the run waits, and its worker has no place for another run meanwhile.
+    """
     if not recording():
         raise StoreError(
             "`approve: true` asks a person in the UI, and this run is recorded nowhere; start a server for it, or run "
             "it with --set approve=false"
         )
+    from prefect.exceptions import FlowPauseTimeout
     from prefect.flow_runs import pause_flow_run
     from prefect.input import RunInput
     from prefect.runtime import flow_run
@@ -51,7 +55,16 @@ def ask(store: Store, corrected: str, new: pl.DataFrame) -> tuple[bool, str]:
     )
     form = Approval.with_initial_data(description=_told(store, corrected, new, card))
     # A key of its own: one that this run had before it was killed would count as answered.
-    word = pause_flow_run(wait_for_input=form, timeout=WAIT_SECONDS, poll_interval=2, key=uuid.uuid4().hex)
+    key = f"{ASKED}-{uuid.uuid4().hex}"
+    try:
+        word = pause_flow_run(wait_for_input=form, timeout=WAIT_SECONDS, poll_interval=2, key=key)
+    except FlowPauseTimeout as why:
+        waited = f"nobody answered for the {new.height} corrected rows within {WAIT_SECONDS // 86400} days"
+        raise StoreError(f"{waited}; run it again to be asked again, or with --set approve=false") from why
+    except RuntimeError as why:
+        raise StoreError(
+            f"the run could not be paused to ask: {why}; run it again, or with --set approve=false"
+        ) from why
     return word.approve, word.note
 
 
@@ -121,22 +134,29 @@ def _refused(store: Store, dataset: str, corrected: str, before: str, note: str)
     return shards
 
 
-def waiting() -> list[dict[str, Any]]:
-    """The runs that wait for a word: id, name, since when."""
+def waiting() -> list[dict[str, str]]:
+    """The runs that wait for a word on corrected rows, and can take it: their id and name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
 
     paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+    found = []
     with get_client(sync_client=True) as client:
-        return [
-            {"id": str(r.id), "name": r.name, "since": r.state.timestamp}
-            for r in client.read_flow_runs(flow_run_filter=paused)
-        ]
+        for run in client.read_flow_runs(flow_run_filter=paused):
+            told = (run.state.state_details.run_input_keyset or {}).get("description", "")
+            # What is asked is written a moment after the pause, and before it an answer would be refused.
+            if ASKED in told and client.filter_flow_run_input(run.id, told, 1, set()):
+                found.append({"id": str(run.id), "name": run.name})
+    return found
 
 
 def answer(run: str, approve: bool, note: str) -> None:
-    """Give a waiting run its word."""
-    from prefect.flow_runs import resume_flow_run
+    """Give a waiting run its word; StoreError where it takes none, such as one that was answered meanwhile."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.responses import SetStateStatus
 
-    resume_flow_run(uuid.UUID(run), run_input={"approve": approve, "note": note})
+    with get_client(sync_client=True) as client:
+        said = client.resume_flow_run(uuid.UUID(run), run_input={"approve": approve, "note": note})
+    if said.status != SetStateStatus.ACCEPT:
+        raise StoreError(f"run {run} took no answer: {said.details.reason}; `thresher approve` lists those that wait")

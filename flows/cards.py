@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
+import httpx
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
@@ -24,6 +26,7 @@ from rich.markup import escape
 
 from flows.card import Names, card
 from flows.progress import say
+from flows.recording import recording
 from flows.sampling import sample_table
 from storage.store import Store
 
@@ -38,6 +41,7 @@ __all__ = [
     "publish_soon",
     "publishing",
     "sample_table",
+    "shown",
 ]
 
 _NOTE = "dataset-card"  # type of the artifact that says what is published
@@ -102,15 +106,24 @@ def _send(store: Store, dataset: str, run: Run) -> str:
 
 
 def publish_missing(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Publish every dataset of the store that the server does not show; returns their ids."""
+    """Publish every dataset of the store that the server does not show; returns their ids.
+
+    One that cannot be read is left out, and it is said why. A server that cannot be reached raises.
+    """
     with get_client(sync_client=True) as client:
         published, names = _published(client), store.called()
-        missing = [d for d in store.ids() if not _shown(store, d, published, names)]
+        missing, sent = [d for d in store.ids() if not _shown(store, d, published, names)], []
         for i, dataset in enumerate(missing):
             progress(i, len(missing))
-            _publish(client, store, dataset, published, names, get_task_and_flow_run_ids())
+            try:
+                _publish(client, store, dataset, published, names, get_task_and_flow_run_ids())
+                sent.append(dataset)
+            except httpx.HTTPError:
+                raise
+            except Exception as why:
+                say(f"[yellow]{dataset} has no card, it could not be read: {escape(str(why))}[/yellow]")
         progress(len(missing), len(missing))
-    return missing
+    return sent
 
 
 def addresses() -> dict[str, str]:
@@ -129,6 +142,11 @@ def page_url(page: str = "") -> str:
     settings = get_current_settings()
     base = settings.ui_url or (settings.api.url or "").rstrip("/").removesuffix("/api")
     return f"{base}/{page}"
+
+
+def shown(text: str, key: str) -> str:
+    """Show a page of text as the artifact of that key; its address, empty where nothing is recorded."""
+    return page_url(_path(str(create_markdown_artifact(text, key=key)))[1:]) if recording() else ""
 
 
 def browser_url(store: Store) -> str | None:

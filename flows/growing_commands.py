@@ -33,9 +33,9 @@ def self_guide(
     wanted, place = load_self_guide(config, set_), open_store(store)
     for task in wanted.tasks:
         check_models(wanted.loop(task), place)
-    from flows.server import serving
+    from flows.server import recorded
 
-    with serving(place.root):
+    with recorded(place.root):
         from flows.self_guide_flow import self_guide as flow
         from flows.self_guide_page import terminal
         from flows.side_by_side import accelerators

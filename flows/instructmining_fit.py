@@ -25,6 +25,7 @@ from flows.engines import release, trained_on
 from flows.fit_config import FitConfig
 from flows.loop import Turn
 from flows.models import tuned
+from flows.recording import if_recorded
 from flows.rule_page import fit_facts, fit_markdown, publish
 from flows.rules import install, retire
 from flows.tasks import bring_in
@@ -35,6 +36,7 @@ SAID = pl.concat_str(prompt_text(), response_text(), separator="\x1e", ignore_nu
 HELD = (0.01, 0.99)  # quantiles of the pool that a row's indicators are held between
 
 
+@if_recorded
 @flow(name="instructmining-fit", persist_result=False)
 def fit_rule(config: FitConfig, folder: Path, root: Path, workers: int = 1) -> dict[str, Any]:
     """Draw, train, measure, regress; install the rule under the fit's name if it passes. Returns what the page says."""

@@ -35,9 +35,9 @@ def fit_rule(
     wanted, place = load_fit(config, set_), open_store(store)
     with told_if_old(place, wanted.name):
         check_models(wanted.loop(), place)
-        from flows.server import serving
+        from flows.server import recorded
 
-        with serving(place.root):
+        with recorded(place.root):
             from flows.instructmining_fit import fit_rule as flow
             from flows.rule_page import fit_text
 
@@ -65,9 +65,9 @@ def choose_size(
     """
     wanted, place = load(config, set_), open_store(store)
     check_models(wanted, place)
-    from flows.server import serving
+    from flows.server import recorded
 
-    with serving(place.root):
+    with recorded(place.root):
         from flows.rule_page import size_text
         from flows.size_search import search_size
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 
 from flows import approval, cards, page, report
 from flows.config import LoopConfig
 from flows.progress import say
-from flows.recording import recording
 from storage.store import Store
 
 
@@ -33,7 +31,7 @@ def publish_comparison(results: dict[str, Any], store: Store) -> None:
     paths = [folder / f"{results['name']}{suffix}" for suffix in (".md", ".html", ".json")]
     for path in paths:
         page.write(path, results)
-    url = _shown(paths[0].read_text(encoding="utf-8"), f"compare-{cards.safe_key(results['name'])}")
+    url = cards.shown(paths[0].read_text(encoding="utf-8"), f"compare-{cards.safe_key(results['name'])}")
     say(f"page: {paths[1]}{f' and {url}' if url else ''}; results: {paths[2]}")
 
 
@@ -48,15 +46,8 @@ def publish_report(config: LoopConfig, folder: Path, store: Store, runs: list[re
     path = store.root / "reports" / f"{config.name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    url = _shown(text, f"report-{cards.safe_key(config.name)}")
+    url = cards.shown(text, f"report-{cards.safe_key(config.name)}")
     return Published(text, terminal(said), said, path, url)
-
-
-def _shown(text: str, key: str) -> str:
-    """The address of the artifact; empty where nothing is recorded."""
-    if not recording():
-        return ""
-    return cards.page_url(f"artifacts/artifact/{create_markdown_artifact(text, key=key)}")
 
 
 def deviations(config: LoopConfig) -> list[str]:

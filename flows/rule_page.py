@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from prefect.artifacts import create_markdown_artifact
 
 from curation.rule import Rule
 from curation.rule_fit import GATE, Fit, interval
@@ -15,13 +14,13 @@ from storage.store import Store
 
 
 def publish(store: Store, name: str, said: dict[str, Any], text: str) -> None:
-    """Write `<store>/reports/<name>` as .json and .md, and the artifact of that name."""
+    """Write `<store>/reports/<name>` as .json and .md, and the artifact of that name where there is a server for it."""
     folder = store.root / "reports"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    shown = create_markdown_artifact(text, key=cards.safe_key(name))
-    say(f"page: {folder / f'{name}.md'} and {cards.page_url(f'artifacts/artifact/{shown}')}")
+    url = cards.shown(text, cards.safe_key(name))
+    say(f"page: {folder / f'{name}.md'}{f' and {url}' if url else ''}")
 
 
 def fit_facts(

@@ -22,6 +22,7 @@ from flows.config import Use
 from flows.engines import release
 from flows.loop import Turn
 from flows.own_steps import load_steps
+from flows.recording import if_recorded
 from flows.rule_page import publish
 from flows.self_guide_config import SelfGuideConfig, Setting
 from flows.self_guide_page import markdown, told
@@ -62,6 +63,7 @@ class Chain:
         return Turn(config.loop(self.task.name, steps), root, self.seed, 1, None, self.label)
 
 
+@if_recorded
 @flow(name="self-guide", persist_result=False)
 def self_guide(config: SelfGuideConfig, folder: Path, root: Path, workers: int = 1) -> dict[str, Any]:
     """Every task with every seed, the search before them if it is asked for; returns what the page says."""

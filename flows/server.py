@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flows.access import AUTH, EVERYWHERE, LOOPBACK, ServerError, check_access, configured_api, credentials, health
+from flows.access import (
+    AUTH,
+    EVERYWHERE,
+    LOOPBACK,
+    ServerError,
+    check_access,
+    check_configured,
+    configured_api,
+    credentials,
+    health,
+)
 from flows.progress import console
 from flows.recording import UNRECORDED, send_what_waits
 
@@ -46,6 +56,7 @@ class Server:
     api: str
     own: bool  # kept with the store; false for one that the user configured
     started: bool  # by this process
+    host: str = LOOPBACK[0]  # that the store's own listens on
 
 
 @contextlib.contextmanager
@@ -110,9 +121,8 @@ def running_api(store_root: Path) -> str | None:
 
 @contextlib.contextmanager
 def _pointed_at(api: str) -> Iterator[None]:
-    given = credentials()
-    check_access(api, given)
-    with _environment({**_quiet(), "PREFECT_API_URL": api} | ({"PREFECT_API_AUTH_STRING": given} if given else {})):
+    with _environment({**_for_all_servers(), "PREFECT_API_URL": api}):
+        check_configured(api)
         yield
 
 
@@ -120,8 +130,8 @@ def _check(server: Server, host: str, auth: bool) -> None:
     check_access(server.api, credentials())
     if auth and health(server.api) == "well":
         raise ServerError(f"the store's server at {server.url} asks nobody for a password; {_END}")
-    if host not in (*LOOPBACK, *EVERYWHERE) and host not in server.url:
-        raise ServerError(f"the store's server is at {server.url}, not on {host}; {_END}")
+    if host not in LOOPBACK and server.host not in (host, *EVERYWHERE):
+        raise ServerError(f"the store's server already runs, and listens on {server.host}, not on {host}; {_END}")
 
 
 @contextlib.contextmanager
@@ -177,7 +187,8 @@ def _wait(home: Path, process: subprocess.Popen[bytes] | None) -> Server:
             if said and _held(home / "server.lock") and health(said["url"] + "/api") != "silent":
                 if process:
                     _say(f"Prefect server at {said['url']}, started in {time.monotonic() - began:.1f} s")
-                return Server(said["url"], said["url"] + "/api", own=True, started=process is not None)
+                listens = said.get("host", LOOPBACK[0])
+                return Server(said["url"], said["url"] + "/api", own=True, started=process is not None, host=listens)
             time.sleep(0.1)
     if process:
         process.kill()
@@ -229,18 +240,21 @@ def _refresh() -> None:
 
 
 def _client_settings(home: Path) -> dict[str, str]:
-    skipped = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    direct = ",".join(dict.fromkeys([*filter(None, skipped.split(",")), "127.0.0.1", "localhost"]))
     given = credentials()
     return {
-        **_quiet(),
+        **_for_all_servers(),
         **({"PREFECT_API_AUTH_STRING": given} if given else {}),
         "PREFECT_HOME": str(home),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "DO_NOT_TRACK": "1",
-        "NO_PROXY": direct,
-        "no_proxy": direct,
     }
+
+
+def _for_all_servers() -> dict[str, str]:
+    """Past any proxy to a server on this machine, and a heartbeat that `automations.mark_the_lost` can count on."""
+    skipped = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    direct = ",".join(dict.fromkeys([*filter(None, skipped.split(",")), *LOOPBACK]))
+    beat = str(HEARTBEAT_SECONDS)
+    return {**_quiet(), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": beat, "NO_PROXY": direct, "no_proxy": direct}
 
 
 def _silent(api: str) -> str:

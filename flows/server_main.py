@@ -34,23 +34,32 @@ def main() -> None:
     shown = HOST if host in ("0.0.0.0", "localhost") else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     threading.Thread(target=_stop_when_unused, args=(home,), daemon=True).start()
-    _put(home / "server.json", {"pid": os.getpid(), "port": listener.getsockname()[1], "url": url})
+    _put(home / "server.json", {"pid": os.getpid(), "port": listener.getsockname()[1], "url": url, "host": host})
     # Of pages that other machines open, the browser alone knows under which name it found them.
     os.environ["PREFECT_UI_API_URL"] = "/api" if host == "0.0.0.0" else f"{url}/api"
     # Prefect answers pages of any origin by default, so that any web page could read the rows out of the browser.
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = f"{url},{url.replace(HOST, 'localhost')}"
-    _serve(listener, home.parent)
+    _serve(listener, home.parent, host)
 
 
-def _serve(listener: socket.socket, store: Path) -> None:
+def _serve(listener: socket.socket, store: Path, host: str) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
     # Prefect tries this note of a worker's poll five times and more, and each failure is a hundred lines of the log.
     logging.getLogger("docket.dependencies").addFilter(lambda said: "mark_deployments_ready" not in said.getMessage())
-    both = _beside(create_app(final=True), store)
+    both = guarded(_beside(create_app(final=True), store), host)
     config = uvicorn.Config(both, log_level="warning", timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def guarded(app: Callable[..., Awaitable[None]], host: str) -> Callable[..., Awaitable[None]]:
+    """Answers only who calls a server on loopback by its own name: a web page of which the name was made to lead here
+    could read all of it. Elsewhere it has names that we do not know, and asks for a password."""
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    names = (HOST, "localhost")
+    return TrustedHostMiddleware(app, [*names], www_redirect=False) if host in names else app
 
 
 def _beside(prefect: Callable[..., Awaitable[None]], store: Path) -> Callable[..., Awaitable[None]]:

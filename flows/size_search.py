@@ -19,6 +19,7 @@ from flows.cells import through
 from flows.config import LoopConfig
 from flows.engines import release
 from flows.loop import Turn
+from flows.recording import if_recorded
 from flows.rule_page import publish, size_markdown
 from flows.statistics import estimate
 from flows.tasks import bring_in
@@ -31,6 +32,7 @@ def grid(least: int, most: int, points: int) -> list[int]:
     return sorted({round(n) for n in np.geomspace(least, max(most, least), points)})
 
 
+@if_recorded
 @flow(name="instructmining-size", persist_result=False)
 def search_size(
     config: LoopConfig, folder: Path, root: Path, least: int, most: int | None, points: int, workers: int = 1

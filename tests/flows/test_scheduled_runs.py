@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,6 @@ import yaml
 from flows.events import tell_imported
 from flows.server import serving
 from storage.store import Store
-from tests.flows.stores import corrected_store
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -195,32 +193,6 @@ def test_a_step_of_the_command_line_is_a_flow_run_of_the_server(served):
         3,
     )
     assert store.manifest(store.resolve("tiny.random")).counts["taken"] == 3
-
-
-def test_a_paused_run_shows_what_is_asked_and_goes_on_with_the_answer(served, tmp_path):
-    from prefect import flow
-
-    from flows import approval
-
-    store = corrected_store(tmp_path)
-    with ThreadPoolExecutor(1) as beside:
-        asked = flow(lambda: approval.approved(store, "corrected", "before", "word"), name="asks")
-        answer = beside.submit(asked)
-        (waits,) = awaited(approval.waiting)
-        form = awaited(lambda: form_of(waits["id"]))
-        assert "2 corrected rows" in form and "| " not in form
-        assert all(said in form for said in ("<td>1</td>", "<td>one</td>", "/artifacts/artifact/"))
-        approval.answer(waits["id"], False, "worse")
-        assert answer.result(SECONDS) == "before"
-    assert store.manifest(store.resolve("word")).counts["dropped by approval"] == 2
-
-
-def form_of(run: str) -> str:
-    """What a paused run tells whoever is to answer; empty as long as it is not there."""
-    api = os.environ["PREFECT_API_URL"]
-    key = httpx.get(f"{api}/flow_runs/{run}").json()["state"]["state_details"]["run_input_keyset"]["description"]
-    found = httpx.get(f"{api}/flow_runs/{run}/input/{key}")
-    return found.text if found.is_success else ""
 
 
 def test_ctrl_c_ends_all_of_it_and_pauses_nothing(served, folder):

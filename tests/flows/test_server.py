@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import json
 import os
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from flows.access import ServerError, check_access, configured_api, credentials
+from flows.cli import app
 from flows.recording import if_recorded, recording
 from flows.server import Server, joined_if_running, recorded, serving
-from storage.store import Store
+from storage.schema import ROW
+from storage.store import Manifest, Store
 from tests.flows.stores import small_store
+from tests.rows import rows
 
 CHROMIUM = "/usr/bin/chromium"
 REPOSITORY = Path(__file__).parents[2]
@@ -171,9 +176,12 @@ def test_a_server_with_a_password_refuses_who_has_none_and_writes_it_nowhere(tmp
 
         with get_client(sync_client=True) as client:
             assert client.read_flows() == []
-        command = Path(f"/proc/{json.loads((tmp_path / 'prefect/server.json').read_text())['pid']}/cmdline").read_text()
+        said = json.loads((tmp_path / "prefect/server.json").read_text())
+        assert said["host"] == "0.0.0.0"
+        command = Path(f"/proc/{said['pid']}/cmdline").read_text()
     written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
-    assert b"opensesame" not in written and "opensesame" not in command
+    for secret in ("opensesame", base64.b64encode(b"me:opensesame").decode()):
+        assert secret.encode() not in written and secret not in command
 
 
 def test_the_active_profile_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -195,6 +203,53 @@ def test_a_second_process_finds_the_server_and_leaves_it_running(store: Store, s
     assert first_line(second).split() == [server.url, "False"]
     assert second.wait(20) == 0
     assert answers(server.url)
+
+
+@pytest.mark.real
+def test_a_web_page_cannot_reach_the_server_by_a_name_of_its_own(server: Server):
+    for page in ("/api/health", "/datasets", "/api/admin/version"):
+        found = [
+            httpx.get(server.url + page, headers=named, timeout=120) for named in ({}, {"Host": "rebound.example"})
+        ]
+        assert [said.status_code for said in found] == [200, 400], page
+
+
+@pytest.mark.real
+def test_an_import_is_an_event_of_the_server_whatever_proxy_is_set(server: Server, tmp_path: Path, monkeypatch):
+    (tmp_path / "raw.jsonl").write_text('{"instruction": "Say it.", "output": "It."}')
+    with monkeypatch.context() as behind:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            behind.setenv(name, "http://127.0.0.1:9")
+        for name in ("NO_PROXY", "no_proxy"):
+            behind.delenv(name, raising=False)
+        words = ["import", tmp_path / "raw.jsonl", "--name", "heard", "--store", tmp_path / "store"]
+        found = CliRunner().invoke(app, [*map(str, words)])
+    assert found.exit_code == 0 and "nobody was told" not in found.output
+    wanted = {"filter": {"event": {"name": ["thresher.dataset.imported"]}}}
+
+    def heard() -> list[dict]:
+        return httpx.post(f"{server.api}/events/filter", json=wanted, timeout=60).json()["events"]
+
+    assert within(120, lambda: bool(heard()))
+    (event,) = heard()
+    store = Store(tmp_path / "store")
+    assert event["payload"] == {"name": "heard", "dataset": store.resolve("heard")}
+    assert event["resource"]["thresher.store"] == str(store.root)
+
+
+@pytest.mark.real
+def test_a_part_that_cannot_be_read_costs_its_own_card_alone(server: Server, tmp_path: Path, capsys):
+    from flows import cards
+
+    store = Store(tmp_path)
+    for dataset in ("torn", "whole"):
+        part = store.put_part(dataset, rows((dataset, "a")), ROW)
+        store.seal(Manifest(dataset, "rows", dataset, 1, {}, {}, {}, ((part,),), counts={"rows": 1, "live": 1}))
+    (tmp_path / store.manifest("torn").shards[0][0].file).write_bytes(b"no parquet")
+    assert cards.publish_missing(store) == ["whole"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "torn has no card, it could not be read" in said and "whole has no card" not in said
+    assert cards.card_url("whole") and not cards.card_url("torn")
 
 
 @pytest.mark.real
