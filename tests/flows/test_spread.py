@@ -150,16 +150,17 @@ def test_a_shard_that_ends_every_worker_is_named_and_the_others_are_kept(tmp_pat
 
 def test_workers_that_were_dead_before_a_shard_came_say_nothing_of_it(tmp_path):
     """Five workers; one dies over the last shard, and three that had nothing to do died with it."""
-    died = []
+    store, source = pool(tmp_path / "many")
+    last, died = store.read_shard(store.manifest(source).shards[5])["id"][0], []
 
     def dies(number: int, message: Any) -> bool | Literal["before"]:
-        if not hasattr(message, "columns") or len(crew.worked) < 5 or len(died) == 4:
+        if last not in _ids(message) or len(died) == 4:
             return False
         died.append(number)
         return True if len(died) == 1 else "before"
 
     crew = Threads(5, dies)
-    spread_out, _ = run(*pool(tmp_path / "many"), crew)
+    spread_out, _ = run(store, source, crew)
     assert len(died) == 4 and spread_out == run(*pool(tmp_path / "one"), None)[0]
 
 
