@@ -84,8 +84,6 @@ def test_the_sentence_says_of_each_task_what_was_shown_and_no_more():
     assert sentence({"tasks": {"d": {"differences": {}}}}) == "Self-Guide gave no student. No student came of d."
 
 
-@pytest.mark.real
-@pytest.mark.timeout(900)
 def test_what_failed_is_told_as_it_is_in_lines_of_its_own():
     said = {
         "name": "n",
@@ -110,6 +108,8 @@ def test_rows_that_the_metric_cannot_compare_say_nothing_of_a_student(tmp_path):
     assert [scores_of(store, name, left_out).tolist() for name in known] == [[0.0, 1.0], [1.0, 0.0]]
 
 
+@pytest.mark.real
+@pytest.mark.timeout(900)
 def test_a_run_gives_every_arm_decides_nothing_by_held_out_rows_and_is_found_again(tmp_path):
     for name, lines in (("esnli", 24), ("esnli-test", 12)):
         some = (CONFIG.parent / f"{name}.jsonl").read_text().splitlines()[:lines]
