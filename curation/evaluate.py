@@ -54,7 +54,7 @@ class Evaluate(StepConfig):
     "evaluate",
     kind="score",
     writes="student_answer student_score student_correct student_nll student_tokens student_el2n student_gain",
-    version=4,
+    version=5,
 )
 def evaluate(
     rows: pl.DataFrame,
@@ -65,9 +65,10 @@ def evaluate(
 ) -> pl.DataFrame:
     """The student's answers, scored against the rows' responses, and its loss on these; null where there is none.
 
-    Few-shot: `--examples` is a dataset of rows that are shown before each prompt, as a conversation.
+    Few-shot: `--examples` is a dataset of rows that are shown before each prompt, as a conversation; dropped ones
+    are not.
     """
-    shown = examples["messages"].to_list() if examples is not None else []
+    shown = [] if examples is None else _shown(examples)
     messages = [with_examples(m, shown) for m in rows["messages"].to_list()]
     answers = _chosen(messages, cfg, student) if cfg.metric == "choice" else _written(messages, cfg, student)
     scores = [None if a is None else score(cfg.metric, a, response(m)) for a, m in zip(answers, messages, strict=True)]
@@ -80,6 +81,15 @@ def evaluate(
         student_el2n=pl.Series([el2n(f) for f in found], dtype=pl.Float64),
     ).with_columns(student_correct=pl.col("student_score") >= cfg.threshold)
     return out.with_columns(student_gain=_base_nll(out, before) - out["student_nll"])
+
+
+def _shown(examples: pl.DataFrame) -> list[Messages]:
+    if "messages" not in examples.columns:
+        raise StepError("evaluate: --examples wants a dataset of rows, and this is a choice or a table")
+    live = examples.filter(pl.col("drop_reason").is_null())["messages"].to_list()
+    if not live:
+        raise StepError(f"evaluate: of the {examples.height} rows of --examples none is live; name rows to be shown")
+    return live
 
 
 def score(metric: Metric, answer: str, wanted: str) -> float | None:

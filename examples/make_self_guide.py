@@ -11,12 +11,10 @@ from pathlib import Path
 
 import polars as pl
 
-from examples.make import write_lines
+from examples.make import Line, write_lines
 
 TASKS = {"esnli": "task642_esnli_classification", "openpi": "task1631_openpi_answer_generation"}
 FEW, HELD = 60, 240
-
-Line = dict[str, str]
 
 
 def main() -> None:

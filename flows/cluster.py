@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
@@ -24,7 +24,7 @@ import polars as pl
 from curation.step import Step, StepConfig
 from flows import engines
 from flows.cluster_worker import Folder, Job
-from flows.crew import Crew
+from flows.crew import Crew, no_cluster, reaching
 from flows.engines import PACKAGED, EngineError, EngineSpec, adapter_folder, identity
 from flows.own_steps import ConfigError, files_behind
 from flows.run import Piece, Work, Worked, by_shard
@@ -59,7 +59,7 @@ def check_address(address: str | None) -> str | None:
         try:
             socket.create_connection((said["host"].strip("[]"), int(said["port"])), timeout=5).close()
         except (OSError, OverflowError) as why:
-            raise _no_cluster(address, str(why)) from None
+            raise no_cluster(address, str(why)) from None
     return address
 
 
@@ -113,17 +113,22 @@ def _crew(address: str, cards: int) -> Crew:
     import ray
 
     _connect(address)
-    has = ray.cluster_resources()
-    cards = cards if has.get("GPU", 0) else 0
+    with reaching(address):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cards = cards if places(nodes, 1) else 0
     if cards and (address, cards) not in _CREWS:  # what holds GPUs now would be in the way, here and there
         engines.release()
-    room = int(has.get("GPU", 0) // cards if cards else has.get("CPU", 0))
-    if not room:
-        what = f"no {cards} GPUs" if cards else "no CPU"
+    if not (room := places(nodes, cards)):
+        what = f"no node with {cards} GPUs" if cards else "no CPU"
         raise EngineError(f"the cluster at {address} has {what}; start a node there with `ray start`")
     crew = _CREWS.setdefault((address, cards), Crew(ray, address, cards))
     crew.room = room
     return crew
+
+
+def places(nodes: Iterable[Mapping[str, float]], cards: int) -> int:
+    """How many workers nodes have room for, by what each has: one on each CPU, or on so many GPUs of one node."""
+    return sum(int(node.get("GPU", 0) // cards if cards else node.get("CPU", 0)) for node in nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def _connect(address: str) -> None:
         except Exception as why:  # each way to fail has an error of its own
             leave()
             if not tries_left:
-                raise _no_cluster(address, str(why)) from None
+                raise no_cluster(address, str(why)) from None
 
 
 def _init(address: str) -> None:
@@ -189,15 +194,3 @@ def end_workers() -> None:
 
 engines.ELSEWHERE.append(end_workers)
 atexit.register(leave)
-
-
-def _no_cluster(address: str, why: str) -> EngineError:
-    told = " ".join(why.split())[:300]
-    remedy = {
-        "local": "is there enough memory and room in /tmp?",
-        "auto": "start one with `ray start --head`, or say local, or its host:port",
-    }
-    tried = (
-        "check the address, and that this machine is a node (`ray start --address host:port`); or say ray://host:port"
-    )
-    return EngineError(f"there is no Ray cluster at {address} ({told}); {remedy.get(address, tried)}")

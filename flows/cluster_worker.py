@@ -8,6 +8,7 @@ import functools
 import hashlib
 import pickle
 import queue
+import secrets
 import shutil
 import socket
 import tempfile
@@ -101,7 +102,8 @@ class Worker:
         self._job: Job | None = None
         self._step: Step | None = None
         self._config: StepConfig | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="thresher-"))
+        # made when something is put there: one that is ended while it prepares leaves none
+        self._folder = Path(tempfile.gettempdir()) / f"thresher-{secrets.token_hex(8)}"
         threading.Thread(target=self._live, daemon=True).start()
 
     def turn(self, message: Any) -> Any:
@@ -135,7 +137,10 @@ class Worker:
 
     def _live(self) -> None:
         while True:
-            message, began, spent = self._heard.get(), time.monotonic(), {}
+            message = self._heard.get()
+            if not isinstance(message, Job):
+                self._ask("begun")
+            began, spent = time.monotonic(), {}
             try:
                 said = self._begin(message) if isinstance(message, Job) else self._work(message, began, spent)
             except Exception as why:
@@ -144,6 +149,8 @@ class Worker:
 
     def _begin(self, job: Job) -> None:
         self._job, self._step = None, self._found(job)
+        if job.folders:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
         self._config = self._step.config.model_validate(job.settings)
         models = {role: self._placed(role, spec, job) for role, spec in job.models.items()}
         for role, spec in models.items():
@@ -165,14 +172,22 @@ class Worker:
         return Done(written(step, result), _took(began, spent))
 
     def _found(self, job: Job) -> Step:
-        if not job.own:
-            return find_step(job.step)
-        folder = self._folder / "steps" / job.code
-        for name, content in job.own.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        load_steps([folder / next(iter(job.own))])
-        return find_step(job.step)
+        """The step, as it decides where the command runs: of a user's own file what was loaded there, and no other."""
+        if job.own:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            folder = self._folder / "steps"
+            shutil.rmtree(folder, ignore_errors=True)  # of a step before, or of this one as its file was then
+            for name, content in job.own.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            load_steps([folder / next(iter(job.own))])
+        step = find_step(job.step)
+        if step.code != job.code:
+            raise EngineError(
+                f"the step {job.step} is another than where the command runs: the digest of its file is {step.code!r}, "
+                f"and {job.code!r} there; run the command again, which loads the file anew"
+            )
+        return step
 
     def _placed(self, role: str, spec: EngineSpec, job: Job) -> EngineSpec:
         """The spec with folders of this machine: the same ones where they are here too, else sent by the driver."""

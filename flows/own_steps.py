@@ -14,6 +14,7 @@ from curation.step import STEPS, Step, StepError
 
 FILES = "THRESHER_STEPS"  # where processes that this one starts find the files
 _LOADED: dict[Path, tuple[str, tuple[str, ...]]] = {}  # file: digest of its code, names of its steps
+_CODE: dict[str, dict[str, bytes]] = {}  # digest: the file and what it imports, as they were when it was loaded
 
 
 class ConfigError(Exception):
@@ -32,11 +33,13 @@ def load_steps(files: Iterable[Path]) -> list[Step]:
         path = Path(file).resolve()
         if not path.is_file():
             raise ConfigError(f"there is no file of steps {path}; check the path")
-        digest = code_digest(path)
+        code = _code(path)
+        digest = _digest(code)
         if _LOADED.get(path, ("",))[0] != digest:
             for name in _LOADED.pop(path, ("", ()))[1]:
                 del STEPS[name]
             _LOADED[path] = digest, _register(path, digest)
+            _CODE[digest] = code
         if str(path) not in (known := [str(p) for p in own_files()]):
             os.environ[FILES] = os.pathsep.join([*known, str(path)])
         found += [STEPS[name] for name in _LOADED[path][1]]
@@ -65,20 +68,23 @@ def named_files(words: list[str]) -> list[Path]:
     return found
 
 
-def code_digest(path: Path) -> str:
-    """Digest of a file and of all that it imports from its own folder, by content."""
-    files = sorted(_with_imports(path, path.parent, set()))
-    said = [f"{file.relative_to(path.parent)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
-
-
 def files_behind(step: Step) -> dict[str, bytes]:
-    """The file of a user's own step, first, and what it imports from its folder, by their paths in it; none of ours."""
-    path = next((path for path, (digest, _) in _LOADED.items() if step.code and digest == step.code), None)
-    if path is None:
-        return {}
+    """The file of a user's own step, first, and what it imports from its folder, by their paths in it; none of ours.
+
+    They are as they were when the step was loaded, whatever they say by now: the step's `code` is their digest.
+    """
+    return dict(_CODE[step.code]) if step.code else {}
+
+
+def _code(path: Path) -> dict[str, bytes]:
+    """A file, first, and all that it imports from its own folder, by their paths in it."""
     others = _with_imports(path, path.parent, set()) - {path}
     return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in [path, *sorted(others)]}
+
+
+def _digest(code: dict[str, bytes]) -> str:
+    said = [f"{name}\0{hashlib.sha256(code[name]).hexdigest()}" for name in sorted(code, key=Path)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def _register(path: Path, digest: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from curation.step import find_step
 from flows import svg
-from flows.grown_share import amounts
 from flows.statistics import estimate
 from flows.trajectory import trajectory, trajectory_table
 from storage.store import Manifest, Store, StoreError
@@ -115,15 +114,16 @@ def drop_reasons(store: Store, run: SeedRun) -> list[tuple[str, int]]:
 
 
 def growth(store: Store, run: SeedRun) -> list[dict[str, Any]]:
-    """What each step wrote in each round, and how many grown rows the next choice took.
+    """What each step wrote in each round, and how many rows of its own, of any round, the next choice took.
 
     `recited` is the share that the writing model knew by heart; null where what it was trained on is not known.
     """
     out = []
     for number, (round_, after) in enumerate(zip(run.rounds, run.rounds[1:], strict=False), 1):
-        taken = amounts(store, after.scored, after.choice)[True]
+        choice = store.read(after.choice).filter("taken")
+        took = store.read(after.scored, ["id", "method"]).join(choice, on="id", how="semi")["method"].to_list()
         for made in (store.manifest(d) for d in round_.grown if find_step(store.manifest(d).step).kind == "make"):
-            rows, told = made.counts["rows"], {"round": number, "step": made.step, "taken_next": taken}
+            rows, told = made.counts["rows"], {"round": number, "step": made.step, "taken_next": took.count(made.step)}
             known = made.counts.get("refused, recited", 0) / max(rows, 1) if "training_text" in made.inputs else None
             out.append(told | {"rows": rows, "kept": made.counts["live"], "recited": known})
     return out
@@ -222,7 +222,7 @@ def _grown_table(said: dict[str, Any]) -> list[str]:
     if not said["grown"]:
         return []
     out = ["", "## What was grown", ""]
-    out += ["| round | by | replies read, and rows short | kept | recited | grown rows in the next choice |"]
+    out += ["| round | by | replies read, and rows short | kept | recited | its rows in the next choice |"]
     out += ["|---|---|---|---|---|---|"]
     for g in said["grown"]:
         recited = "not known" if g["recited"] is None else f"{g['recited']:.1%}"

@@ -22,8 +22,8 @@ _KIND = {"select": "choice", "table": "table"}  # all others make rows
 class Piece:
     """What a step is given at a time: a shard of its rows, or all of them."""
 
-    key: str
-    """Of the first part that it makes."""
+    keys: Sequence[str]
+    """Of the parts that it makes; what they cost is noted beside the first."""
 
     rows: Callable[[], pl.DataFrame]
 
@@ -33,7 +33,7 @@ class Worked:
     """What a step made of a piece, and what it took: seconds, and what was asked of the engines."""
 
     piece: int
-    rows: pl.DataFrame
+    rows: pl.DataFrame | None  # None where another process has made it meanwhile
     took: Mapping[str, float]
 
 
@@ -137,9 +137,9 @@ def _run_shards(
         keys = [[*group, key_of(group, "new rows")] for group in keys]
 
     shard_rows = [shard[0].rows if shard else 0 for shard in source.shards]
-    made_parts = {n: parts for n, named in enumerate(keys) if None not in (parts := [store.part(k) for k in named])}
+    made_parts = {n: parts for n, named in enumerate(keys) if (parts := parts_of(store, named))}
     missing = [n for n in range(len(keys)) if n not in made_parts]
-    pieces = [Piece(keys[n][0], partial(_given, store, source, [read[i] for i in groups[n]])) for n in missing]
+    pieces = [Piece(keys[n], partial(_given, store, source, [read[i] for i in groups[n]])) for n in missing]
     heights = [[shard_rows[i] for i in group] for group in groups]
     done = sum(sum(heights[n]) for n in made_parts)
     progress(done, sum(shard_rows))
@@ -149,8 +149,10 @@ def _run_shards(
     with closing(work(store, step, config, pieces, others)) as results:
         for worked in results:
             n = missing[worked.piece]
-            store.note_part(keys[n][0], **with_cut_short(store, keys[n][0], worked.took))
-            made_parts[n] = _put(store, step, worked.rows, heights[n], keys[n])
+            if (parts := parts_of(store, keys[n])) is None:
+                store.note_part(keys[n][0], **with_cut_short(store, keys[n][0], worked.took))
+                parts = _put(store, step, worked.rows, heights[n], keys[n])
+            made_parts[n] = parts
             done += sum(heights[n])
             progress(done, sum(shard_rows))
 
@@ -161,6 +163,12 @@ def _run_shards(
     if step.kind in ("score", "filter", "revise"):
         return [(*source.shards[i], out[i]) for i in sorted(out) if i < len(read)] + [(p,) for p in new if p.rows]
     return [(out[i],) for i in sorted(out)]
+
+
+def parts_of(store: Store, keys: Sequence[str]) -> list[Part] | None:
+    """The parts of a piece, where they are all there: looked up anew each time, another process may be at the step."""
+    parts = [store.part(key) for key in keys]
+    return None if None in parts else parts
 
 
 def by_shard(step: Step) -> bool:
@@ -187,12 +195,15 @@ def _here(
     """One piece after another, in this process."""
     with _lazily(lease) as engines:
         for n, piece in enumerate(pieces):
+            if parts_of(store, piece.keys):
+                yield Worked(n, None, {})
+                continue
             given = piece.rows()
             began, before = time.monotonic(), dict(lease.spent)
             try:
                 result = step(given, config, engines() if step.roles else {}, tables)
             except BaseException:
-                cut_short(store, piece.key, _took(lease, before, began))
+                cut_short(store, piece.keys[0], _took(lease, before, began))
                 raise
             yield Worked(n, result, _took(lease, before, began))
 

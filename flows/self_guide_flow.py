@@ -18,7 +18,7 @@ from prefect import flow
 from curation.step import StepError
 from flows import assemble, cards, page
 from flows.cells import through
-from flows.config import Use
+from flows.config import Use, train_settings
 from flows.engines import release
 from flows.loop import Turn
 from flows.own_steps import load_steps
@@ -129,7 +129,7 @@ def _train(chain: Chain, config: SelfGuideConfig, root: Path) -> Chain:
     rows = Store(root).manifest(chain.own).counts["live"]
     if not rows:
         raise StepError("nothing that the student wrote was kept, and there is nothing to train on")
-    steps = math.ceil(rows * chain.setting.epochs / int(config.train.get("batch_size", 16)))
+    steps = math.ceil(rows * chain.setting.epochs / train_settings(config.train).batch_size)
     return replace(chain, adapter=chain.turn(config, root, steps).train("train", chain.own, chain.task.heldout))
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from flows import statistics as st
 from flows import svg
 from flows.card import text as shown_as
+from flows.report import unscorable
 from flows.review import reasons, reviewed
 from storage.schema import instruction, response
 from storage.store import Store
@@ -56,19 +57,22 @@ def _of_task(
     config: "SelfGuideConfig", store: Store, chains: list["Chain"], shown: dict[tuple[str, int], str]
 ) -> dict[str, Any]:
     task, done = chains[0].task, [c for c in chains if not c.failed]
+    few = [shown[task.name, c.seed] for c in done or chains]
+    left_out = unscorable(store, [task.prompted, *few, *(c.tested for c in done)])
     scores = {
-        "prompted": np.array([_scores(store, task.prompted)] * max(len(done), 1)),
-        "few-shot": np.array([_scores(store, shown[task.name, c.seed]) for c in done or chains]),
+        "prompted": np.array([scores_of(store, task.prompted, left_out)] * max(len(done), 1)),
+        "few-shot": np.array([scores_of(store, tested, left_out) for tested in few]),
     }
     differences = {}
     if done:
-        own = scores["self-guide"] = np.array([_scores(store, c.tested) for c in done])
+        own = scores["self-guide"] = np.array([scores_of(store, c.tested, left_out) for c in done])
         differences = {arm: asdict(st.estimate(own - scores[arm], -1, 1)) for arm in ARMS[:2]}
     once = {"prompted": scores["prompted"][:1]}  # greedy, and the same for every seed
     grown = [_grown(store, c) for c in chains if c.marked]
     return {
         "metric": config.loop(task.name).evaluate.get("metric", "exact"),
         "heldout_rows": int(scores["prompted"].shape[1]),
+        "unscorable": len(left_out),
         "validation_rows": store.manifest(task.validation).counts["live"],
         "arms": {arm: asdict(st.estimate(found, 0, 1)) for arm, found in (scores | once).items()},
         "differences": differences,
@@ -81,9 +85,10 @@ def _of_task(
     }
 
 
-def _scores(store: Store, tested: str) -> np.ndarray:
-    """Of each row, in one order; what could not be answered or judged is worth nothing."""
-    return store.read(tested, ["id", "student_score"]).sort("id")["student_score"].fill_null(0.0).to_numpy()
+def scores_of(store: Store, tested: str, left_out: set[str]) -> np.ndarray:
+    """Of each row that is not left out, in one order; what could not be answered or judged is worth nothing."""
+    rows = store.read(tested, ["id", "student_score"]).filter(~pl.col("id").is_in(list(left_out)))
+    return rows.sort("id")["student_score"].fill_null(0.0).to_numpy()
 
 
 def _grown(store: Store, chain: "Chain") -> dict[str, Any]:
@@ -142,7 +147,8 @@ def markdown(said: dict[str, Any]) -> str:
     for name, task in said["tasks"].items():
         out += [f"## {name}", "", *_arms(task), "", *_written(task), *_sample_lines(task)]
     out += _searched(said)
-    out += [f"- {told}" for told in said["failed"]]
+    if said["failed"]:
+        out += [*(f"- {shown_as(told, 300)}" for told in said["failed"]), ""]
     out += [
         "Scores are means over the held-out rows; intervals are for other seeds and other rows (95 %, Student's t over "
         "both), differences are paired by seed and row, p is corrected for all of them (Holm). Few-shot shows the "
@@ -164,6 +170,8 @@ def _arms(task: dict[str, Any]) -> list[str]:
     drawn = svg.image(
         svg.intervals(bars, f"{task['metric']}, {task['heldout_rows']:,} held-out rows"), "held-out score"
     )
+    if left := task["unscorable"]:
+        out += ["", f"{left:,} held-out rows were left out: nothing in their response can be compared by the metric."]
     return [*out, "", drawn]
 
 

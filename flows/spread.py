@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flows.cluster_worker import Done, Job, Wrong
-from flows.run import Piece, Worked
+from flows.run import Piece, Worked, parts_of
 from flows.spending import cut_short
 from storage.store import Store, StoreError
 
@@ -51,35 +51,45 @@ class Crew(Protocol):
 
 
 def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Iterator[Worked]:
-    """Each piece as it is done. A piece whose worker dies is given to another; the third time it is an error.
+    """Each piece as it is done. A piece whose worker dies is given to another; the third that began it is an error.
 
     When it is left early, the workers are ended: what they were at is nobody's any more.
     """
     waiting, busy, died = deque(range(len(pieces))), {}, Counter()
     ready: set[Hashable] = set()  # have heard of the job
+    begun: set[Hashable] = set()  # have said that they have their piece
     shared, whole = crew.share(job), False
     try:
         while waiting or busy:
             for worker in crew.staff(len(waiting) + len(busy)):
                 if worker not in ready:
                     crew.send(worker, shared)
-                elif waiting:
+                    continue
+                while waiting and parts_of(store, pieces[waiting[0]].keys):
+                    yield Worked(waiting.popleft(), None, {})
+                if waiting:
                     busy[worker] = waiting.popleft()
+                    begun.discard(worker)
                     crew.send(worker, pieces[busy[worker]].rows())
-            for worker, said in crew.said():
+            for worker, said in crew.said() if waiting or busy else ():
                 match said:
                     case Gone(why=why):
                         ready.discard(worker)
                         if worker in busy:
-                            _again(busy.pop(worker), why, died, waiting, job, len(pieces))
+                            waiting.appendleft(piece := busy.pop(worker))
+                            if worker in begun:  # else it was dead before, maybe with all others of its node
+                                _count(piece, why, died, job, len(pieces))
                     case Wrong(why=why, took=took):
                         if worker in busy:
-                            cut_short(store, pieces[busy[worker]].key, took)
+                            cut_short(store, pieces[busy[worker]].keys[0], took)
                         raise why
                     case Done(rows=rows, took=took):
                         yield Worked(busy.pop(worker), rows, took)
                     case None:
                         ready.add(worker)
+                    case ("begun",):
+                        begun.add(worker)
+                        crew.send(worker, None)
                     case question:
                         crew.send(worker, _answer(store, job, question))
         whole = True
@@ -87,7 +97,7 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
         crew.rest() if whole else crew.end()
 
 
-def _again(piece: int, why: str, died: Counter[int], waiting: "deque[int]", job: Job, pieces: int) -> None:
+def _count(piece: int, why: str, died: Counter[int], job: Job, pieces: int) -> None:
     died[piece] += 1
     if died[piece] == TRIES:
         raise StoreError(
@@ -95,7 +105,6 @@ def _again(piece: int, why: str, died: Counter[int], waiting: "deque[int]", job:
             f"another; the last one said: {why}; give the nodes more memory, or mend the row that does it. All other "
             "shards that were done are kept"
         )
-    waiting.appendleft(piece)
 
 
 def _answer(store: Store, job: Job, question: tuple) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from curation.step import StepError
 from storage.schema import Messages
 
 RUN, LEAST, SHARE = 8, 4, 0.5  # words of a run, of the shortest text that is looked at, share that must be in runs
@@ -26,12 +27,14 @@ _POWERS = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(RUN)], dtyp
 class Recited:
     """Texts that a model was trained on; empty where they are not known.
 
-    `known` has the column `run` (see `runs`), or is a dataset of rows, all of whose texts count.
+    `known` has the column `run` (see `runs`), or is a dataset of rows, all of whose texts count; else StepError.
     """
 
     def __init__(self, known: pl.DataFrame | None) -> None:
         self._runs = np.empty(0, np.uint32)
         if known is not None:
+            if not {"run", "messages"} & {*known.columns}:
+                raise StepError("--training-text wants a dataset of rows, and this is a choice or a table")
             found = known["run"].to_numpy() if "run" in known.columns else runs(_said(known["messages"].to_list()))
             self._runs = np.unique(found.astype(np.uint32))
 

@@ -205,3 +205,22 @@ def test_examples_are_shown_as_a_conversation_under_the_system_prompt_and_judged
     before = [("user", "1?"), ("assistant", "one"), ("user", "2?"), ("assistant", "two")]
     assert asked == [[("system", "count"), *before, ("user", "3?")], [*before, ("user", "4?")]]
     assert made["student_correct"].to_list() == [True, False] and made["id"].to_list() == held["id"].to_list()
+
+
+def test_a_dropped_example_is_not_shown_and_what_has_no_rows_to_show_is_refused():
+    asked = []
+    shown = rows(("1?", "one"), ("2?", "wrong")).with_columns(drop_reason=pl.Series([None, "clear-filter: doubtful"]))
+
+    class Heard(FakeEngine):
+        def generate(self, prompts, **how):
+            asked.extend([m["content"] for m in prompt] for prompt in prompts)
+            return super().generate(prompts, **how)
+
+    student, held, config = Heard(reply=lambda text, i: "four"), rows(("4?", "four")), Evaluate(likelihood=False)
+    evaluate(held, config, {"student": student}, {"examples": shown})
+    assert asked == [["1?", "one", "4?"]]
+    with pytest.raises(StepError, match="of the 1 rows of --examples none is live"):
+        evaluate(held, config, {"student": student}, {"examples": shown[1:]})
+    choice = pl.DataFrame({"id": ["r0"], "taken": [True], "why": [""]})
+    with pytest.raises(StepError, match="--examples wants a dataset of rows"):
+        evaluate(held, config, {"student": student}, {"examples": choice})

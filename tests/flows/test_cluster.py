@@ -144,8 +144,6 @@ def test_three_nodes_ask_models_as_one_machine_does(three_nodes, tmp_path, tiny_
     spent = [{k: v for k, v in s.run_facts(made[0].id).items() if "second" not in k} for s, _ in stores]
     assert spent[0].pop("started") and spent[1].pop("started")
     assert spent[0] == spent[1] and spent[0]["requests"] == 18
-    release()
-    assert not cluster._CREWS  # a training has the machines to itself
 
 
 def test_a_node_that_is_killed_in_the_middle_loses_nothing(three_nodes, own_step, tmp_path):
@@ -174,7 +172,9 @@ def test_a_node_that_is_killed_in_the_middle_loses_nothing(three_nodes, own_step
 
 
 def test_a_node_without_this_thresher_is_named(three_nodes, own_step, tmp_path, monkeypatch):
+    assert cluster._CREWS  # workers stay for the next step
     release()
+    assert not cluster._CREWS  # a training has the machines to itself
     monkeypatch.setattr("flows.crew.editions", lambda: {"Thresher's code": "123456789abc", "polars": "0.1"})
     settings = {"folder": str(marks(tmp_path / "marks"))}
     told = r"would decide otherwise .*123456789abc here, polars is .* there and 0\.1 here"
@@ -183,7 +183,7 @@ def test_a_node_without_this_thresher_is_named(three_nodes, own_step, tmp_path, 
 
 
 def test_a_cluster_for_one_command_ends_with_it_when_it_is_stopped(tmp_path):
-    """By the command line: Ctrl-C in the middle, then the same command again; no process and no file is left."""
+    """By the command line: Ctrl-C in the middle, then the same step without a cluster; nothing of Ray's is left."""
     store, source = pool(tmp_path / "store")
     store.name("mine", source)
     (tmp_path / "lengths.py").write_text(LENGTHS)
@@ -209,6 +209,7 @@ def test_a_cluster_for_one_command_ends_with_it_when_it_is_stopped(tmp_path):
     assert "Traceback" not in said and "ray" not in said.lower()
     _, left = psutil.wait_procs(begun[1:], timeout=30)
     assert not left
+    command = [word for word in command if word not in ("--ray", "local")]
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert "mine.told-length: 18 live, 18 rows" in ended.stderr

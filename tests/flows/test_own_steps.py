@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from curation.step import STEPS, find_step
 from flows import own_steps, steps  # noqa: F401  registers ours
 from flows.card import card
+from flows.cluster import job_of
+from flows.cluster_worker import Worker, Wrong
 from flows.config import ConfigError, Use, load
 from flows.contract import broken_promises
+from flows.engines import EngineError
 from flows.own_steps import load_steps, named_files
 from flows.run import run_step
 from storage.schema import ROW
@@ -87,6 +91,29 @@ def test_what_a_file_says_is_in_the_key_and_so_is_what_it_imports_from_its_own_f
     assert run(store, "asks-back") == third
     assert store.manifest(third).code == find_step("asks-back").code != ""
     assert find_step("asks-back").code[:16] in card(store, third)
+
+
+def test_what_was_loaded_is_what_is_sent_whatever_the_file_says_by_now(mine):
+    (mine.parent / "words.py").write_text(r"QUESTION = r'\?+'")
+    mine.write_text("import words\n" + mine.read_text().replace(r'r"\?+"', "words.QUESTION"))
+    step, asked = load_steps([mine])[0], rows(("a", "b??"))
+    job = job_of(step, step.config(), {}, {})
+    (mine.parent / "words.py").write_text(r"QUESTION = r'\?'")
+    later = job_of(step, step.config(), {}, {})
+    assert later.own == job.own and later.own["words.py"] == rb"QUESTION = r'\?+'"
+    for known in (*own_steps._LOADED.popitem()[1][1],):  # a worker's process knows nothing of it
+        del STEPS[known]
+    worker = Worker()
+    assert worker.turn(later) is None and worker.turn(asked) == ("begun",)
+    assert worker.turn(None).rows["my_questions"].to_list() == [1]
+    said = worker.turn(replace(later, code="of-another-day"))
+    assert isinstance(said.why, EngineError) and "asks-back is another than where the command runs" in str(said.why)
+    own = {**later.own, "words.py": rb"QUESTION = r'\?'"}  # the same worker, by the file as it is now
+    assert isinstance(worker.turn(replace(later, own=own)), Wrong)
+    folder = worker._folder
+    assert folder.exists()
+    worker.close()
+    assert not folder.exists()
 
 
 def test_the_keys_of_our_own_steps_do_not_know_of_files(store):

@@ -99,6 +99,21 @@ def test_filter_quality_counts_what_was_caught(runs):
     assert first["auroc"] == pytest.approx(1 - 3 / 21)
 
 
+def test_each_way_to_grow_is_told_how_many_rows_of_its_own_were_taken(tmp_path):
+    store, by = Store(tmp_path), ["llm2llm"] * 2 + ["self-guide"] * 3 + [None]
+    grown = rows(*[("q", "a")] * 6, method=pl.Series(by), drop_reason=pl.Series([None] * 6, dtype=pl.String))
+    for step in ("llm2llm", "self-guide"):
+        sealed(store, step, grown.filter(pl.col("method") == step), counts={"rows": 3, "live": 2})
+    sealed(store, "scored", grown)
+    taken = [True, False, True, True, False, True]
+    choice = pl.DataFrame({"id": grown["id"], "taken": taken, "why": "x", "weight": 1.0, "round": 1})
+    sealed(store, "choice", choice, CHOICE, "choice")
+    first = report.Round("p", "scored", "choice", "p", "t", None, None, None, ["llm2llm", "self-guide"])
+    run = report.SeedRun(0, "p", "p", {}, None, [first, replace(first, grown=[])], [])
+    told = [(g["round"], g["step"], g["taken_next"]) for g in report.growth(store, run)]
+    assert told == [(1, "llm2llm", 1), (1, "self-guide", 2)]
+
+
 def test_a_grown_row_is_as_wrong_as_its_parent(tmp_path):
     store = Store(tmp_path)
     frame = rows(("q", "a"), ("q", "b"), ("q", "c")).with_columns(parent_id=pl.Series([None, None, "r1"]))

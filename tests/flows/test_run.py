@@ -126,6 +126,37 @@ def test_a_run_that_was_cut_short_goes_on_at_its_first_missing_part(tmp_path):
     assert store.read(made)["measure_length"].to_list() == [2, 4, 6, 8, 10, 12]
 
 
+def test_what_another_process_makes_meanwhile_is_not_made_again(tmp_path):
+    store = Store(tmp_path)
+    source, other = pool(store, 1, 2, 3, 4, 5), []
+
+    def first_part_is_done(done: int, total: int) -> None:
+        if done and not other:
+            other.append(run_step(Store(tmp_path), measure, Times(), source))
+
+    made = run_step(store, measure, Times(), source, progress=first_part_is_done)
+    assert [made] == other and store.read(made)["measure_length"].to_list() == [2, 4, 6, 8, 10]
+    assert seen == [["r0", "r1"], ["r2", "r3"], ["r4"]]  # each by one of the two
+
+
+def test_what_a_part_cost_is_noted_by_the_process_that_put_it(tmp_path):
+    store, there = Store(tmp_path), []
+
+    @toy("slow", "score", writes="slow_length")
+    def slow(rows: pl.DataFrame, cfg: Times) -> pl.DataFrame:
+        """Another process is quicker, and notes nothing."""
+        if not there:
+            there.append(True)
+            run_step(store, slow, cfg, source)
+            for noted in (tmp_path / "parts").glob("*/*.json"):
+                noted.unlink()
+        return rows.with_columns(slow_length=pl.lit(1))
+
+    source = pool(store, 1, 2)
+    run_step(store, slow, Times(), source)
+    assert there and not list((tmp_path / "parts").glob("*/*.json"))
+
+
 def test_a_pool_that_grew_pays_for_its_new_shards_only(tmp_path):
     store = Store(tmp_path)
     source, more = pool(store, 1, 2), rows(("q", "xyz"), id=["new"])

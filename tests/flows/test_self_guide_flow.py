@@ -8,11 +8,13 @@ import yaml
 from curation.step import StepError
 from flows import steps  # noqa: F401  registers every step
 from flows.own_steps import ConfigError
+from flows.report import unscorable
 from flows.self_guide_config import Setting, load_self_guide
 from flows.self_guide_flow import best
-from flows.self_guide_page import markdown, sentence
+from flows.self_guide_page import markdown, scores_of, sentence
 from storage.store import Store
 from tests.flows.test_loop import ROOT, thresher
+from tests.flows.test_report import evaluation
 
 CONFIG = ROOT / "examples/self_guide/self-guide.yaml"
 A, B, C = Setting(0.6, "both", 1), Setting(0.7, "inputs", 2), Setting(0.8, "neither", 3)
@@ -80,6 +82,30 @@ def test_the_sentence_says_of_each_task_what_was_shown_and_no_more():
         "few-shot prompting on c. No student came of d."
     )
     assert sentence({"tasks": {"d": {"differences": {}}}}) == "Self-Guide gave no student. No student came of d."
+
+
+def test_what_failed_is_told_as_it_is_in_lines_of_its_own():
+    said = {
+        "name": "n",
+        "sentence": "s",
+        "model": "m",
+        "seeds": [0],
+        "setting_in_words": "w",
+        "tasks": {},
+        "search": [],
+    }
+    lines = markdown(said | {"failed": ["a, seed 0, <b>no</b> | rows", "b"]}).splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("- "))
+    assert "<b>" not in lines[first] and "|" not in lines[first]
+    assert lines[first + 1 : first + 3] == ["- b", ""] and lines[first + 3].startswith("Scores are")
+
+
+def test_rows_that_the_metric_cannot_compare_say_nothing_of_a_student(tmp_path):
+    store, known = Store(tmp_path), {"prompted": [False, None, True], "tested": [True, None, None]}
+    for name, correct in known.items():
+        evaluation(store, name, correct)
+    left_out = unscorable(store, list(known))
+    assert [scores_of(store, name, left_out).tolist() for name in known] == [[0.0, 1.0], [1.0, 0.0]]
 
 
 @pytest.mark.real

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from curation.step import STEPS, StepError
-from flows.cluster import check_address, elsewhere, job_of
+from flows.cluster import check_address, elsewhere, job_of, places
 from flows.cluster_worker import Done, Worker, Wrong
+from flows.crew import Crew
 from flows.engine_settings import OpenAI
 from flows.engines import EngineError, EngineSpec, leases
 from flows.own_steps import ConfigError
@@ -24,12 +25,16 @@ from tests.rows import rows
 
 @dataclass
 class Threads:
-    """Satisfies `flows.spread.Crew`; `dies` says of a worker's number and its message whether it ends there."""
+    """Satisfies `flows.spread.Crew`; `dies` says of a worker's number and its message whether it ends there.
+
+    That is over the message, once it has said that it has it, or `before` it came.
+    """
 
     size: int
-    dies: Callable[[int, Any], bool] = lambda number, message: False
+    dies: Callable[[int, Any], bool | Literal["before"]] = lambda number, message: False
     workers: dict[int, Worker] = field(default_factory=dict)
     on_its_way: dict[Future, int] = field(default_factory=dict)
+    dying: set[int] = field(default_factory=set)
     begun: int = 0
     worked: list[int] = field(default_factory=list)
 
@@ -46,9 +51,12 @@ class Threads:
         return message
 
     def send(self, worker: int, message: Any) -> None:
-        if self.dies(worker, message):
+        how = self.dies(worker, message)
+        if worker in self.dying or how:
+            over = how is True and hasattr(message, "columns")
+            self.dying.add(worker)
             future: Future = Future()
-            future.set_result(Gone("it was out of memory"))
+            future.set_result(("begun",) if over else Gone("it was out of memory"))
         else:
             future = self.threads.submit(self.workers[worker].turn, message)
         self.on_its_way[future] = worker
@@ -117,7 +125,7 @@ def test_a_worker_that_dies_over_a_piece_or_before_loses_nothing(tmp_path):
     died = []
 
     def dies(number: int, message: Any) -> bool:
-        first = number == 0 and not hasattr(message, "step")  # over its first piece
+        first = number == 0 and hasattr(message, "columns")  # over its first piece
         died.extend([number] * (first or number == 1))  # and another one before
         return first or number == 1
 
@@ -131,13 +139,42 @@ def test_a_worker_that_dies_over_a_piece_or_before_loses_nothing(tmp_path):
 def test_a_shard_that_ends_every_worker_is_named_and_the_others_are_kept(tmp_path):
     store, source = pool(tmp_path)
     deadly = store.read_shard(store.manifest(source).shards[3])["id"][0]
-    crew = Threads(2, lambda number, message: not hasattr(message, "step") and deadly in _ids(message))
+    crew = Threads(2, lambda number, message: deadly in _ids(message))
     with pytest.raises(StoreError, match=r"gopher-repetition: shard 4 of the 6 .* ended 3 workers.*out of memory"):
         run(store, source, crew)
     assert not crew.workers  # and none is left
     kept = len(list(store.root.glob("parts/*/*.parquet"))) - 6
     _, seen = run(store, source, None)
     assert seen[0] == (kept * 3, 18) and kept >= 1
+
+
+def test_workers_that_were_dead_before_a_shard_came_say_nothing_of_it(tmp_path):
+    """Five workers; one dies over the last shard, and three that had nothing to do died with it."""
+    store, source = pool(tmp_path / "many")
+    last, died = store.read_shard(store.manifest(source).shards[5])["id"][0], []
+
+    def dies(number: int, message: Any) -> bool | Literal["before"]:
+        if last not in _ids(message) or len(died) == 4:
+            return False
+        died.append(number)
+        return True if len(died) == 1 else "before"
+
+    crew = Threads(5, dies)
+    spread_out, _ = run(store, source, crew)
+    assert len(died) == 4 and spread_out == run(*pool(tmp_path / "one"), None)[0]
+
+
+def test_what_another_process_makes_meanwhile_is_not_sent(tmp_path):
+    store, source = pool(tmp_path)
+    crew, other = Threads(1), []
+
+    def dies(number: int, message: Any) -> bool:
+        if crew.worked and not other:
+            other.append(run(store, source, None)[0])
+        return False
+
+    crew.dies = dies
+    assert [run(store, source, crew)[0]] == other and len(crew.worked) == 2
 
 
 def _ids(message: Any) -> list[str]:
@@ -191,6 +228,35 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'thresher\[ray\]'"):
         check_address("local")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cards", "room"),
+    [((8, 8), 1, 16), ((8, 8), 4, 4), ((2, 3), 2, 2), ((2, 2, 2), 4, 0), ((), 1, 0), ((0, 4), 3, 1)],
+)
+def test_a_worker_has_its_gpus_on_one_node(gpus, cards, room):
+    nodes = [{"CPU": 16.0, **({"GPU": float(n)} if n else {})} for n in gpus]
+    assert places(nodes, cards) == room
+    assert places(nodes, 0) == 16 * len(gpus)
+
+
+def test_what_ray_says_when_its_cluster_is_gone_is_one_line_with_the_remedy():
+    ray = pytest.importorskip("ray")
+
+    def gone(*_, **__):
+        raise ray.exceptions.RaySystemError("the head is gone")
+
+    class Ray:
+        exceptions = ray.exceptions
+        remote = put = wait = gone
+
+    crew = Crew(Ray, "10.0.0.5:6379", 0, room=1)
+    for call in (lambda: crew.staff(1), lambda: crew.share(1), lambda: list(crew.said())):
+        with pytest.raises(
+            EngineError, match=r"there is no Ray cluster at 10\.0\.0\.5:6379 .*the head is gone.*ray start"
+        ):
+            call()
+    crew.end()
 
 
 def test_what_sees_all_rows_or_asks_a_server_stays_here():

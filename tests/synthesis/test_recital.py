@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curation.step import STEPS
+from curation.step import STEPS, StepError
 from flows import steps  # noqa: F401  registers every step
 from flows.engines import NANO
 from storage import training_text
@@ -86,3 +86,8 @@ def test_self_guide_refuses_inputs_that_the_student_recites():
         POOL, step.config(epochs=1, prompts=2, lengths="neither"), {"student": student}, {"training_text": KNOWN}
     )
     assert made["drop_reason"].to_list() == [None, "self-guide: recited"]
+
+
+def test_a_choice_is_no_text_that_a_model_was_trained_on():
+    with pytest.raises(StepError, match="--training-text wants a dataset of rows"):
+        Recited(pl.DataFrame({"id": ["r0"], "taken": [True], "why": [""]}))
