@@ -1,6 +1,7 @@
 """`thresher ui`: the store's datasets in the browser and forms to run steps by, for as long as somebody looks."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 from flows.progress import bar, console
@@ -22,7 +23,8 @@ def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.
             with looking(), bar("publishing cards") as progress:
                 new = cards.publish_missing(store, progress)
             _tell(store, len(new))
-            with workers() as look:
+            # On a server of several stores a worker would take the runs of all of them: `schedule --serve` does that.
+            with workers(store.root) if server.own else nullcontext(lambda: None) as look:
                 automations.mark_the_lost(everything=server.own)
                 deployments.deploy_steps(store.root)
                 until_ended(look)
