@@ -11,8 +11,8 @@ from storage.using import looking
 
 
 def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.1", auth: bool = False) -> int:
-    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset, a form for every step and a worker that
-    runs what is scheduled or asked for there; returns the exit code."""
+    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset, a form for every step and, on the
+    store's own server, a worker that runs what is scheduled or asked for there; returns the exit code."""
     store = store if isinstance(store, Store) else Store(Path(store))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
@@ -23,6 +23,8 @@ def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.
             with looking(), bar("publishing cards") as progress:
                 new = cards.publish_missing(store, progress)
             _tell(store, len(new))
+            if not server.own:
+                console.print("`thresher schedule --serve` runs what is scheduled there; this shows it.")
             # On a server of several stores a worker would take the runs of all of them: `schedule --serve` does that.
             with workers(store.root) if server.own else nullcontext(lambda: None) as look:
                 automations.mark_the_lost(everything=server.own)
