@@ -50,7 +50,7 @@ def workers(root: Path, at_once: int | None = None) -> Iterator[Callable[[], Non
     """Workers for what is scheduled, as many as run at once; what this gives starts one again that died.
 
     At the end they are stopped, and what they were running is set to go on when a worker is there again. What they
-    complain of is in prefect/worker.log of the store; ServerError where one cannot be kept running.
+    and their runs print is in prefect/worker.log of the store; ServerError where one cannot be kept running.
     """
     cards = shares(accelerators(), ensure_pool(at_once))
     mark_dead()

@@ -23,6 +23,7 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Pending, Running, Scheduled, State
 
+from curation.step import find_step
 from flows import automations, deployments, serve
 from flows.events import tell_imported
 from flows.server import serving
@@ -112,7 +113,6 @@ def test_a_cron_run_completes_and_leaves_its_report_and_its_cards(served, folder
         json={"flow_runs": {"id": {"any_": [run["id"]]}}, "limit": 200},
     ).json()
     assert "round 1: train" in {task["name"] for task in tasks}
-
     assert [d.schedules for d in deployments.deployed()] == [("* * * * * */20 (UTC)",)]
     deployments.remove("tiny")  # what follows need not wait for its turn
     assert deployments.deployed() == []
@@ -212,14 +212,14 @@ def test_the_shipped_deployments_are_taken_by_prefect_itself(served):
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "loop", "--name", "clear-score"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-
     found = {d.name: d for d in deployments.deployed()}
     assert (found["clear-score"].flow, found["clear-score"].pool) == ("step", "thresher")
     assert found["loop"].parameters["config"] == "examples/snips/loop.yaml" and found["loop"].schedules == ()
     deployments.remove("loop")
 
 
-def test_forms_leave_alone_a_loop_that_is_called_loop_and_what_was_set_by_hand(served, folder):
+def test_forms_leave_alone_a_loop_that_is_called_loop_and_what_was_set_by_hand(served, folder, monkeypatch):
+    monkeypatch.setattr(deployments, "STEPS", {"random": find_step("random")})  # one form instead of forty
     _, store = served
     nightly = deployments.schedule_of({"cron": "0 3 * * *"})
     deployments.deploy_loop("loop", folder / "loop.yaml", ["name=loop"], store.root, nightly)
