@@ -71,6 +71,7 @@ def served(folder) -> Iterator[tuple[subprocess.Popen, Store]]:
             for name, value in HASTE.items():
                 ours.setenv(name, value)
             with serving(folder / "store"):
+                awaited(lambda: "running what is scheduled" in (folder / "said").read_text())
                 yield process, Store(folder / "store")
     finally:
         process.kill()
