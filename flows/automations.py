@@ -16,14 +16,16 @@ from flows.events import IMPORTED
 
 LOST_SECONDS = 300  # ten heartbeats; a `within` near one interval would mark runs that live
 _LOST = "thresher: runs whose process died are marked"
+_SAID = {"description", "trigger", "actions"}  # what makes two automations of a name equal
 
 
 def start_on_import(deployment: str, name: str, dataset: str, root: Path) -> None:
-    """Whenever a dataset is imported under that name, run the deployment with it as the pool."""
+    """Whenever a dataset is imported under that name, and no other, run the deployment with it as the pool."""
+    forget(name, but=_started(name, dataset))
     pool = {"__prefect_kind": "jinja", "template": "{{ event.payload.dataset }}"}
     match = {"prefect.resource.id": f"thresher.dataset.{dataset}", "thresher.store": str(root)}
     _put(
-        f"thresher: {name} runs when {dataset} is imported",
+        _started(name, dataset),
         f"Started by `thresher import … --name {dataset}`.",
         EventTrigger(expect={IMPORTED}, match=match, posture=Posture.Reactive, threshold=1),
         RunDeployment(source="selected", deployment_id=uuid.UUID(deployment), parameters={"pool": pool}),
@@ -58,18 +60,27 @@ def starters() -> dict[str, str]:
     return {name: rest.removesuffix(" is imported") for name, _, rest in told}
 
 
-def forget(name: str) -> None:
-    """Take away what starts a loop."""
+def forget(name: str, but: str = "") -> None:
+    """Take away what starts a loop, but for the automation of that name."""
     with get_client(sync_client=True) as client:
         for one in client.read_automations():
-            if one.name.startswith(f"thresher: {name} runs when "):
+            if one.name.startswith(_started(name, "")) and one.name != but:
                 client.delete_automation(one.id)
 
 
+def _started(name: str, dataset: str) -> str:
+    return f"thresher: {name} runs when {dataset}{' is imported' if dataset else ''}"
+
+
 def _put(name: str, description: str, trigger: EventTrigger, action: Any) -> None:
-    """Make it, in the place of one of that name."""
+    """Make it, in the place of another of that name. An equal one stays: what it has heard so far would go with it."""
     wanted = AutomationCore(name=name, description=description, trigger=trigger, actions=[action])
     with get_client(sync_client=True) as client:
+        there = False
         for old in client.read_automations_by_name(name):
-            client.delete_automation(old.id)
-        client.create_automation(wanted)
+            if not there and old.model_dump(include=_SAID) == wanted.model_dump(include=_SAID):
+                there = True
+            else:
+                client.delete_automation(old.id)
+        if not there:
+            client.create_automation(wanted)

@@ -9,6 +9,7 @@ import dataclasses
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,6 +32,7 @@ from flows.side_by_side import accelerators
 
 POOL = "thresher"
 TAG = "thresher"
+LOOP_FORM = "a loop"  # no config may be called so: a name has no space
 Schedule = CronSchedule | IntervalSchedule
 
 
@@ -71,23 +73,30 @@ def deploy_steps(root: Path) -> int:
     """A deployment for every step and for chains of them, where it is missing or its form has changed; how many."""
     flows = [(step_flows.flow_of(step), name) for name, step in sorted(STEPS.items())]
     flows += [(single.curate, "curate"), (single.synthesise, "synthesise"), (single.train, "train")]
-    wanted = [_form(flow, name, root) for flow, name in [*flows, (single.loop, "loop")]]
+    wanted = [_form(flow, name, root) for flow, name in [*flows, (single.loop, LOOP_FORM)]]
     with get_client(sync_client=True) as client:
-        known = {d.name: (d.parameters, d.parameter_openapi_schema) for d in _ours(client)}
-    new = [form for form in wanted if known.get(form.name) != (form.parameters, _schema(form))]
-    for form in new:
-        form.apply()
-    return len(new)
+        flow_names = _flow_names(client)
+        known = {(flow_names.get(d.flow_id), d.name): d for d in _ours(client)}
+        changed = 0
+        for form in wanted:
+            if (old := known.get((form.flow_name, form.name))) is None:
+                form.apply()
+            elif (new := _renewed(old, form)) is not None:
+                client.update_deployment(old.id, new)
+            else:
+                continue
+            changed += 1
+    return changed
 
 
 def deploy_loop(name: str, config: Path, changes: list[str], root: Path, schedule: Schedule | None) -> str:
     """The deployment of a loop with this config; its id. ServerError where the name is another loop's."""
     given = {"config": str(config.resolve()), "changes": changes, "root": str(root)}
     with get_client(sync_client=True) as client:
-        others = [d for d in _ours(client) if d.name == name and d.parameters.get("config") != given["config"]]
+        others = [d for d in _loops(client, name) if d.parameters.get("config", given["config"]) != given["config"]]
         if others:
             raise ServerError(
-                f"{name} is the schedule of {others[0].parameters.get('config', 'something else')}; give another "
+                f"{name} is the schedule of {others[0].parameters['config']}; give another "
                 f"--name, or end that one first: thresher schedule --remove {name}"
             )
     made = single.loop.to_deployment(
@@ -106,7 +115,7 @@ def deploy_loop(name: str, config: Path, changes: list[str], root: Path, schedul
 def deployed() -> list[Deployed]:
     """Every deployment of ours."""
     with get_client(sync_client=True) as client:
-        flows = {f.id: f.name for f in client.read_flows()}
+        flows = _flow_names(client)
         return [
             Deployed(
                 d.name,
@@ -146,11 +155,11 @@ def page(deployment: str) -> str:
 
 
 def remove(name: str) -> None:
-    """Take a deployment away, and the automations that start it; what it ran stays."""
+    """Take a loop's deployment away, and the automations that start it; what it ran stays."""
     from flows.automations import forget
 
     with get_client(sync_client=True) as client:
-        found = [d for d in _ours(client) if d.name == name]
+        found = _loops(client, name)
         if not found:
             raise ServerError(f"nothing is scheduled as {name!r}; `thresher schedule --list` says what is")
         for one in found:
@@ -170,8 +179,32 @@ def _form(flow: Flow[..., Any], name: str, root: Path) -> RunnerDeployment:
     )
 
 
+def _renewed(old: DeploymentResponse, form: RunnerDeployment) -> DeploymentUpdate | None:
+    """What of a form has changed; its schedules, whether it is paused and what else was set by hand are left alone."""
+    schema = _schema(form)
+    kept = {name: value for name, value in old.parameters.items() if name in schema["properties"]}
+    if (old.parameters, old.parameter_openapi_schema) == (kept | form.parameters, schema):
+        return None
+    return DeploymentUpdate(
+        parameters=kept | form.parameters,
+        parameter_openapi_schema=schema,
+        description=form.description,
+        entrypoint=form.entrypoint,
+        job_variables=form.job_variables,
+    )
+
+
 def _schema(form: RunnerDeployment) -> dict[str, Any]:
     return form._parameter_openapi_schema.model_dump(exclude_unset=True)
+
+
+def _flow_names(client: SyncPrefectClient) -> dict[UUID, str]:
+    return {flow.id: flow.name for flow in client.read_flows()}
+
+
+def _loops(client: SyncPrefectClient, name: str) -> list[DeploymentResponse]:
+    flows = _flow_names(client)
+    return [d for d in _ours(client) if d.name == name and flows.get(d.flow_id) == single.loop.name]
 
 
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:

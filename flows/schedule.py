@@ -4,7 +4,7 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ from flows.command import AsJson, StoreOption, open_store
 from flows.config import ConfigError, load
 from flows.progress import say
 from storage.store import Store, StoreError, check_name
+
+if TYPE_CHECKING:  # Prefect takes seconds to load
+    from flows.deployments import Schedule
 
 scheduling = typer.Typer()
 
@@ -28,14 +31,19 @@ only for what is new. Something has to run it at that time: `thresher schedule -
 @scheduling.command(help=_HELP)
 def schedule(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run, such as examples/snips/loop.yaml.")] = None,
-    cron: Annotated[str | None, typer.Option(help='Five fields: "0 3 * * *" is every night at three.')] = None,
-    every: Annotated[str | None, typer.Option(help="In the place of --cron: 30m, 6h, 2d.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; UTC if not given.")] = None,
+    cron: Annotated[
+        str | None,
+        typer.Option(help='When: "0 3 * * *" is every night at three. A sixth field, after these, is seconds.'),
+    ] = None,
+    every: Annotated[str | None, typer.Option(help="How often, in the place of --cron: 30m, 6h, 2d.")] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Time zone that --cron is in, such as Europe/Berlin; UTC if not given.")
+    ] = None,
     on_import: Annotated[
         str | None,
         typer.Option(metavar="DATASET", help="Run when `thresher import --name DATASET` brings new data."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the schedule; the config's name if not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the schedule; the config's name if not given.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value, with dots: budget.rounds=2")] = [],  # noqa: B006
     all_steps: Annotated[
         bool, typer.Option("--all-steps", help="A form in the UI for every step; `thresher ui` makes them too.")
@@ -59,12 +67,16 @@ def schedule(
     if not (config or all_steps or serve or list_ or remove):
         raise ConfigError("nothing to do: give a config and --cron, or --serve, --list, --all-steps or --remove NAME")
     wanted = load(config, set_) if config else None
+    called = name if name is not None or wanted is None else wanted.name
+    for one in (called, on_import):
+        if one is not None:
+            check_name(one)
     place = open_store(store)
+    from flows import deployments
     from flows.server import serving
 
+    at = deployments.schedule_of(times)  # before a server is started, and before anything there is changed
     with serving(place.root) as server:
-        from flows import deployments
-
         if remove:
             deployments.remove(remove)
             say(f"{remove} is not scheduled any more; its earlier runs and what they made stay")
@@ -72,13 +84,13 @@ def schedule(
             deployments.ensure_pool(at_once)
             _watch(server.own)
         if wanted:
-            _make(wanted.name if name is None else name, config, set_, times, on_import, place)
+            _make(called, config, set_, at, on_import, place)
         if all_steps:
             say(f"{deployments.deploy_steps(place.root)} forms made or renewed: {server.url}/deployments")
         if list_:
             _list(as_json)
         if serve:
-            _serve(server.url, at_once)
+            _serve(server.url, at_once, place)
         elif wanted:
             say("now run it at its time: `thresher schedule --serve`, or `thresher ui`, for as long as they run")
 
@@ -99,16 +111,15 @@ def when(cron: str | None, every: str | None, timezone: str | None) -> dict[str,
 
 
 def _make(
-    name: str, config: Path, changes: list[str], times: dict[str, Any] | None, on_import: str | None, store: Store
+    name: str, config: Path, changes: list[str], times: "Schedule | None", on_import: str | None, store: Store
 ) -> None:
     from flows import automations, deployments
 
-    check_name(name)
-    made = deployments.deploy_loop(name, config, changes, store.root, deployments.schedule_of(times))
-    automations.forget(name)
+    made = deployments.deploy_loop(name, config, changes, store.root, times)
     if on_import:
-        check_name(on_import)
         automations.start_on_import(made, name, on_import, store.root)
+    else:
+        automations.forget(name)
     soon = deployments.next_runs(made)
     at = f"next at {soon[0]:%Y-%m-%d %H:%M %Z}" if soon else f"runs when {on_import} is imported"
     say(f"{name}: {at}; {deployments.page(made)}")
@@ -145,10 +156,10 @@ def _list(as_json: bool) -> None:
     say(f"{len(loops)} scheduled; {len(found) - len(loops)} forms for single steps")
 
 
-def _serve(url: str, at_once: int | None) -> None:
+def _serve(url: str, at_once: int | None, store: Store) -> None:
     from flows.serve import until_ended, workers
 
-    with workers(at_once) as look:
+    with workers(store.root, at_once) as look:
         say(f"running what is scheduled; see {url}/runs. Ctrl-C stops, and what is cut short goes on the next time")
         until_ended(look)
     say("Stopped.")

@@ -19,17 +19,11 @@ from flows.run import by_shard
 from flows.tasks import run_one_step
 from storage.store import Store
 
-ENTRYPOINT = "flows.step_flows"
-
 
 def __getattr__(name: str) -> Flow[..., str]:
     if name.startswith("_") or name.replace("_", "-") not in STEPS:
         raise AttributeError(name)
     return flow_of(find_step(name.replace("_", "-")))
-
-
-def entrypoint(step: Step) -> str:
-    return f"{ENTRYPOINT}.{step.name.replace('-', '_')}"
 
 
 def flow_of(step: Step) -> Flow[..., str]:

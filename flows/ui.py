@@ -1,6 +1,7 @@
 """`thresher ui`: the store's datasets in the browser and forms to run steps by, for as long as somebody looks."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 from flows.progress import bar, console
@@ -10,8 +11,8 @@ from storage.using import looking
 
 
 def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.1", auth: bool = False) -> int:
-    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset, a form for every step and a worker that
-    runs what is scheduled or asked for there; returns the exit code."""
+    """Serve the UI until Ctrl-C (or SIGTERM), with a card for every dataset, a form for every step and, on the
+    store's own server, a worker that runs what is scheduled or asked for there; returns the exit code."""
     store = store if isinstance(store, Store) else Store(Path(store))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
@@ -22,7 +23,10 @@ def serve_ui(store: Store | Path, port: int | None = None, host: str = "127.0.0.
             with looking(), bar("publishing cards") as progress:
                 new = cards.publish_missing(store, progress)
             _tell(store, len(new))
-            with workers() as look:
+            if not server.own:
+                console.print("`thresher schedule --serve` runs what is scheduled there; this shows it.")
+            # On a server of several stores a worker would take the runs of all of them: `schedule --serve` does that.
+            with workers(store.root) if server.own else nullcontext(lambda: None) as look:
                 automations.mark_the_lost(everything=server.own)
                 deployments.deploy_steps(store.root)
                 until_ended(look)

@@ -10,15 +10,17 @@ import yaml
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Failed
 from prefect.utilities.callables import parameter_schema
+from typer.testing import CliRunner
 
 from curation.step import STEPS, find_step
-from flows import single, step_flows
+from flows import serve, single, step_flows
+from flows.access import ServerError
 from flows.approval import REFUSED, approved
 from flows.config import ConfigError
-from flows.deployments import schedule_of
+from flows.deployments import LOOP_FORM, schedule_of
 from flows.responses import Remembered
 from flows.run import Lease, run_step
-from flows.schedule import when
+from flows.schedule import scheduling, when
 from flows.serve import shares
 from flows.tasks import server_is_gone
 from storage.importing import import_files
@@ -45,6 +47,33 @@ ROW_OF_FILE = '{{"instruction": "Question {0}?", "output": "Answer {0}."}}\n'
 def test_a_time_that_is_none_is_named(said, told):
     with pytest.raises(ConfigError, match=told):
         schedule_of(when(**{"cron": None, "every": None, "timezone": None} | said))
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--cron", "0 3 * *"], "--cron '0 3 \\* \\*'"),
+        (["--on-import", "a name/no name"], "'a name/no name' is no dataset name"),
+        (["--every", "1h", "--name", ""], "'' is no dataset name"),
+        (["--every", "1h", "--name", LOOP_FORM], "no dataset name"),  # so no config has the name of the blank form
+    ],
+)
+def test_what_is_wrong_is_said_before_a_server_is_started(tmp_path, words, told):
+    ran = CliRunner().invoke(
+        scheduling,
+        ["schedule", str(ROOT / "examples/snips/loop.yaml"), *words, "--store", str(tmp_path)],
+    )
+    with pytest.raises((ConfigError, StoreError), match=told):
+        raise ran.exception
+    assert not (tmp_path / "prefect").exists()
+
+
+def test_who_serves_ends_with_a_word_when_the_server_has_gone(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(serve, "SILENT_SECONDS", 0)
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 0)
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/api has gone"):
+        serve.until_ended(lambda: pytest.fail("looked"))
 
 
 def test_times_become_schedules():
