@@ -84,6 +84,7 @@ def three_nodes():
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets lie there: a path is 107 letters at most
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Cluster writes an address, wherever its nodes have their files
     nodes = Cluster()
     try:
         for head in (True, False, False):
