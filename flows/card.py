@@ -56,7 +56,7 @@ def card(
         _clusters(store, made),
         _lineage(store, made, names),
         _files(store, made),
-        _before_and_after(store, made, links),
+        _before_and_after(store, made),
         _samples(sample_rows(store, dataset, SAMPLES)) if made.kind != "adapter" else "",
         f'<p><a href="{links["table"]}">More rows, as a table that can be searched</a></p>' if "table" in links else "",
         f"<p>{_browse('All rows: page, sort, filter, search', links, made)}</p>" if "browser" in links else "",
@@ -254,7 +254,7 @@ def _files(store: Store, made: Manifest) -> str:
     return "## Files\n\n" + _table(["file", "bytes", "sha256 begins with"], lines) if lines else ""
 
 
-def _before_and_after(store: Store, made: Manifest, links: Mapping[str, str]) -> str:
+def _before_and_after(store: Store, made: Manifest) -> str:
     """Rows that the step changed or grew, each beside the one that it came from."""
     lines = [[_said(row) for row in pair] for pair in before_and_after(store, made, _PAIRS)]
     return "## Before and after\n\n" + _table(["before", "after"], lines) if lines else ""

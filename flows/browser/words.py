@@ -2,14 +2,12 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.sampling import INVISIBLE, code_point
-from flows.store_commands import age
 from storage.manifest import Manifest
 
 CELL = 160  # characters of a text in a table
@@ -74,11 +72,6 @@ def size_of(made: Manifest) -> str:
     if said.get("live", said.get("rows")) != said.get("rows"):
         return f"{said['live']:,} of {said['rows']:,} live"
     return f"{said['rows']:,}" if "rows" in said else ""
-
-
-def old(made_at: float) -> str:
-    """How long ago that was."""
-    return age(time.time() - made_at)
 
 
 def _cut(text: str, longest: int) -> str:
