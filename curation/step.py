@@ -90,10 +90,11 @@ class Engine(Protocol):
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         schema: dict[str, Any] | None = None,
+        with_logprobs: bool = False,
     ) -> list[list[Completion]]:
         """n completions of each prompt; temperature 0 is greedy; seeded sampling repeats, each prompt by its own seed
         where there is a list of them. An answer ends before the first of `stop`, is one of `choices`, or is JSON of
-        the schema."""
+        the schema. Completions have the log-probabilities of their tokens where these are asked for and told."""
         ...
 
     def logprobs(self, conversations: list[Messages]) -> list[list[float] | Failed]:

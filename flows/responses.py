@@ -58,10 +58,12 @@ class Remembered:
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         schema: dict[str, Any] | None = None,
+        with_logprobs: bool = False,
     ) -> list[list[Completion]]:
         how: dict[str, Any] = {"temperature": temperature} | ({"top_p": top_p} if temperature else {})
         how |= {k: list(v) for k, v in (("stop", stop), ("choices", choices)) if v}
         how |= {"schema": schema} if schema is not None else {}
+        how |= {"with_logprobs": True} if with_logprobs else {}
         keys = self._keys("generate", prompts, how | ({"seed": seed} if temperature else {}))
         names = [[f"{key}-{sample}" for sample in range(n)] for key in keys]
         before, found = Counter(self.used), self._kept.find([name for row in names for name in row], max_tokens)

@@ -79,6 +79,7 @@ class LocalEngine:
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         schema: dict[str, Any] | None = None,
+        with_logprobs: bool = False,
         done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
         chat = self._base.chat
@@ -101,7 +102,7 @@ class LocalEngine:
             for group in self._groups(fitting, costs, self.batch_tokens):
                 rows = [encoded[i][prefix.length :] for i in group]
                 for i, answers in zip(group, decode(model, prefix, rows, draws[group], how, constraint), strict=True):
-                    answered[i] = [_completion(chat, a, stop) for a in answers]
+                    answered[i] = [_completion(chat, a, stop, with_logprobs) for a in answers]
                     self.used["generated_tokens"] += sum(c.tokens for c in answered[i])
         for i, answers in enumerate(answered):
             done(i, answers)
@@ -266,7 +267,7 @@ def _draws(seed: int | Sequence[int], prompts: int, n: int, max_tokens: int) -> 
     return torch.cat([torch.empty(0, n, max_tokens), *own])
 
 
-def _completion(chat: Chat, answer: Answer, stop: Sequence[str]) -> Completion:
+def _completion(chat: Chat, answer: Answer, stop: Sequence[str], with_logprobs: bool) -> Completion:
     tokens, whole = answer.tokens, chat.said(answer.tokens)
     truncated = tokens[-1] not in chat.ends
     text = chat.said(tokens, stop)
@@ -274,7 +275,8 @@ def _completion(chat: Chat, answer: Answer, stop: Sequence[str]) -> Completion:
         truncated = False
         while any(s in chat.said(tokens[:-1]) for s in stop):  # it would not have said more than the stop
             tokens = tokens[:-1]
-    return Completion(text, tuple(answer.logprobs[: len(tokens)]), None, len(tokens), truncated)
+    told = tuple(answer.logprobs[: len(tokens)]) if with_logprobs else ()
+    return Completion(text, told, None, len(tokens), truncated)
 
 
 def _identity(model: str | Path, device: str, adapter: str | Path | None = None) -> str:

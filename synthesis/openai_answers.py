@@ -76,8 +76,9 @@ def wrapped(choices: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_tokens(choice: dict[str, Any], chat: Chat, stop: Sequence[str]) -> Completion:
-    tokens, logprobs = choice["token_ids"], tuple(choice["logprobs"]["token_logprobs"])
-    return Completion(chat.said(tokens, stop), logprobs, None, len(tokens), choice["finish_reason"] == "length")
+    tokens, scored = choice["token_ids"], choice.get("logprobs")
+    told = tuple(scored["token_logprobs"]) if scored else ()
+    return Completion(chat.said(tokens, stop), told, None, len(tokens), choice["finish_reason"] == "length")
 
 
 def _of_message(

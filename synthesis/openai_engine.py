@@ -90,11 +90,13 @@ class OpenAIEngine:
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         schema: dict[str, Any] | None = None,
+        with_logprobs: bool = False,
         done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
         asked, out = self._questions(prompts)
         most = max_tokens + (_WRAPPING if choices and not self._chat else 0)
         how = self._how(most, n, temperature, top_p, stop) | self._limits(choices, schema)
+        how |= {"logprobs": 0} if with_logprobs and self._chat else {}
         results: list[Any] = [[Completion("", error=f.error)] * n if f else None for f in out]
         seeds = seeds_of(seed, prompts)
         for i, (_, body) in asked.items():
@@ -236,7 +238,7 @@ class OpenAIEngine:
             how |= {"temperature": temperature} | ({"top_p": top_p} if temperature else {})
             how |= {"stop": list(stop)} if stop else {}
         if self._chat:
-            how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True, "logprobs": 0}
+            how |= {"stop_token_ids": list(self._chat.ends), "return_token_ids": True}
         return how
 
     def _most(self, tokens: int) -> dict[str, int]:

@@ -229,7 +229,7 @@ def annotate(task: Task, new: list[Written], cfg: SelfGuide, allowance: Allowanc
     examples = [row["messages"] for row in task.examples]
     shown = [rng.sample(examples, min(cfg.examples, len(examples))) for _ in new]
     asked = [prompt(with_examples(w.messages, some)) for some, w in zip(shown, new, strict=True)]
-    how: dict[str, Any] = {"max_tokens": cfg.max_tokens, "temperature": cfg.answer_temperature}
+    how: dict[str, Any] = {"max_tokens": cfg.max_tokens, "temperature": cfg.answer_temperature, "with_logprobs": True}
     how |= {"choices": cfg.labels} if cfg.structured and cfg.labels else {}
     said = allowance.ask(asked, seed=seed, n=cfg.samples, **how)
     out = []

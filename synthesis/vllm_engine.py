@@ -100,13 +100,15 @@ class VllmEngine:
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         schema: dict[str, Any] | None = None,
+        with_logprobs: bool = False,
         done: Callable[[int, list[Completion]], None] = lambda i, answers: None,
     ) -> list[list[Completion]]:
         chat = self._base.chat
         encoded = chat.encode(prompts)
         seeds = seeds_of(seed, prompts) if temperature else [None] * len(prompts)
-        how = {"temperature": temperature, "logprobs": 0, "stop": list(stop), "detokenize": bool(stop)}
+        how: dict[str, Any] = {"temperature": temperature, "stop": list(stop), "detokenize": bool(stop)}
         how |= {"stop_token_ids": list(chat.ends)} | ({"top_p": top_p, "n": n} if temperature else {})
+        how |= {"logprobs": 0} if with_logprobs else {}  # they cost vLLM a softmax and a transfer for each token
         if choices or schema is not None:
             how["structured_outputs"] = {"choice": list(choices)} if choices else {"json": schema}
         fitting, out = chat.split(encoded, chat.context - 1)
@@ -285,6 +287,6 @@ def _tensors(folder: Path) -> list[str]:
 
 
 def _completion(chat: Chat, one: tuple, stop: Sequence[str]) -> Completion:
-    tokens, finish, (starts, _, logprobs) = one
-    said = tuple(logprobs[k] for k in starts)
+    tokens, finish, scored = one
+    said = tuple(scored[2][k] for k in scored[0]) if scored else ()
     return Completion(chat.said(tokens, stop), said, None, len(tokens), finish == "length")

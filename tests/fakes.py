@@ -21,7 +21,7 @@ class FakeEngine:
     how: list[dict] = field(default_factory=list)
     used: Counter[str] = field(default_factory=Counter)
 
-    def generate(self, prompts, *, max_tokens, n=1, temperature=0.0, top_p=1.0, seed=0):
+    def generate(self, prompts, *, max_tokens, n=1, temperature=0.0, top_p=1.0, seed=0, with_logprobs=False):
         texts = [p[-1]["content"] for p in prompts]
         self.asked += texts
         self.how.append({"n": n, "temperature": temperature, "seed": seed, "max_tokens": max_tokens})

@@ -112,10 +112,12 @@ def test_an_answer_ends_before_a_stop(engine):
 
 
 def test_each_token_of_an_answer_has_its_log_probability(engine, local):
-    got, wanted = (e.generate(PROMPTS[:8], max_tokens=5) for e in (engine, local))
+    got, wanted = (e.generate(PROMPTS[:8], max_tokens=5, with_logprobs=True) for e in (engine, local))
     for [a], [b] in zip(got, wanted, strict=True):
         assert len(a.logprobs) == a.tokens
         assert a.text != b.text or a.logprobs == pytest.approx(b.logprobs, abs=2e-3)
+    unasked = engine.generate(PROMPTS[:8], max_tokens=5)
+    assert texts(unasked) == texts(got) and not any(c.logprobs for [c] in unasked)
 
 
 def test_an_answer_is_one_of_the_choices(engine):

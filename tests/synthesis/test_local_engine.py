@@ -61,7 +61,7 @@ def greedy(model, ids, tokens, ends=None):
 
 def test_greedy_says_what_transformers_generate_says(engine, plain):
     model, tokenizer = plain
-    got = engine.generate(PROMPTS, max_tokens=24)
+    got = engine.generate(PROMPTS, max_tokens=24, with_logprobs=True)
     for prompt, [completion] in zip(PROMPTS, got, strict=True):
         tokens = greedy(model, ids_of(tokenizer, prompt), 24)
         assert len(completion.logprobs) == len(tokens)
@@ -77,7 +77,7 @@ def test_an_answer_ends_at_the_end_token_and_its_neighbours_go_on(tiny_model, pl
     engine._base.chat.ends = tuple(ends)
     whole = [greedy(model, ids, 12, ends) for ids in prompts]
     assert len({len(w) for w in whole}) > 1
-    for [c], tokens in zip(engine.generate(PROMPTS, max_tokens=12), whole, strict=True):
+    for [c], tokens in zip(engine.generate(PROMPTS, max_tokens=12, with_logprobs=True), whole, strict=True):
         assert len(c.logprobs) == len(tokens)
         assert c.text == tokenizer.decode([t for t in tokens if t not in ends], skip_special_tokens=True)
 
@@ -111,7 +111,7 @@ def test_samples_that_say_the_same_are_read_once(tiny_model):
 
 def test_samples_follow_the_models_own_odds(engine, plain):
     model, tokenizer = plain
-    draws = engine.generate([ask("x")], max_tokens=1, n=4000, temperature=1.0)[0]
+    draws = engine.generate([ask("x")], max_tokens=1, n=4000, temperature=1.0, with_logprobs=True)[0]
     odds = next_odds(model, ids_of(tokenizer, ask("x")))
     best = int(odds.argmax())
     share = sum(abs(c.logprobs[0] - float(odds[best].log())) < 1e-5 for c in draws) / len(draws)
@@ -121,12 +121,12 @@ def test_samples_follow_the_models_own_odds(engine, plain):
 def test_top_p_leaves_only_the_likeliest_tokens(engine, plain):
     model, tokenizer = plain
     likeliest = float(next_odds(model, ids_of(tokenizer, ask("x"))).max().log())
-    draws = engine.generate([ask("x")], max_tokens=1, n=50, temperature=1.0, top_p=1e-6)[0]
+    draws = engine.generate([ask("x")], max_tokens=1, n=50, temperature=1.0, top_p=1e-6, with_logprobs=True)[0]
     assert [c.logprobs[0] for c in draws] == pytest.approx([likeliest] * 50, abs=1e-5)
 
 
 def test_logprobs_of_what_was_said_are_those_of_saying_it(engine):
-    [drawn] = engine.generate([ask("hello")], max_tokens=3, n=60, temperature=1.0)
+    [drawn] = engine.generate([ask("hello")], max_tokens=3, n=60, temperature=1.0, with_logprobs=True)
     whole = [c for c in drawn if c.text.isascii() and len(c.text) == len(c.logprobs)]  # other bytes are no text alone
     assert len(whole) > 3
     again = engine.logprobs([[*ask("hello"), message("assistant", c.text)] for c in whole])
@@ -174,7 +174,7 @@ def test_a_prompt_longer_than_the_context_is_an_error_value_and_its_neighbours_a
 
 
 def test_an_answer_stops_at_the_end_of_the_context(engine):
-    [[c]] = engine.generate([ask("x" * 245)], max_tokens=50)
+    [[c]] = engine.generate([ask("x" * 245)], max_tokens=50, with_logprobs=True)
     assert c.error is None and 0 < len(c.logprobs) < 10
 
 
