@@ -99,7 +99,8 @@ class Remembered:
                 if self.batch and len(whole) == len(some):
                     ask(whole, [names[i] for i in whole], n, _seed(seed, start))
                 elif whole:
-                    ask(whole, [names[i] for i in whole], n, [_own_seed(keys[i]) for i in whole])
+                    seeds = [_own_seed(keys[i]) for i in whole] if temperature else []
+                    ask(whole, [names[i] for i in whole], n, seeds)
                 parts = [(i, s) for i in begun for s in range(n) if names[i][s] not in found]
                 if parts:  # samples beside others that are there: the seed of sample s is s over that of the first
                     seeds = [_own_seed(keys[i]) + s for i, s in parts]
