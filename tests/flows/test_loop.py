@@ -159,18 +159,23 @@ def test_explain_tells_the_story_of_a_dropped_a_kept_and_a_grown_row(finished):
     assert "written by llm2llm in round 1 from row" in told
 
 
-def test_killed_at_random_moments_it_gives_the_same_bytes(example, finished, tmp_path):
-    rng, whole = random.Random(os.environ.get("THRESHER_TEST_SEED", "7")), files(finished[0])
-    command = [sys.executable, "-m", "flows.cli", "run", str(example), "--store", str(tmp_path)]
-    for made in sorted(rng.sample(range(1, whole * 9 // 10), 3)):
+def kill_at_random_moments(words: list[object], store: Path, whole: int, kills: int) -> None:
+    """Begin the command so many times and kill -9 it somewhere before it has made `whole` files of the store."""
+    rng = random.Random(os.environ.get("THRESHER_TEST_SEED", "7"))
+    command = [sys.executable, "-m", "flows.cli", *map(str, words), "--store", str(store)]
+    for made in sorted(rng.sample(range(1, whole * 9 // 10), kills)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 400
-        while files(tmp_path) < made and process.poll() is None and time.monotonic() < deadline:
+        while files(store) < made and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.poll() is None, f"the run ended before it had made {made} of {whole} files"
         time.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_killed_at_random_moments_it_gives_the_same_bytes(example, finished, tmp_path):
+    kill_at_random_moments(["run", example], tmp_path, files(finished[0]), 3)
     ran = thresher("run", example, store=tmp_path)
     assert ran.returncode == 3, ran.stderr
     assert sealed(tmp_path) == sealed(finished[0])

@@ -13,7 +13,7 @@ from flows.self_guide_config import Setting, load_self_guide
 from flows.self_guide_flow import best
 from flows.self_guide_page import markdown, scores_of, sentence
 from storage.store import Store
-from tests.flows.test_loop import ROOT, thresher
+from tests.flows.test_loop import ROOT, files, kill_at_random_moments, sealed, thresher
 from tests.flows.test_report import evaluation
 
 CONFIG = ROOT / "examples/self_guide/self-guide.yaml"
@@ -108,12 +108,13 @@ def test_rows_that_the_metric_cannot_compare_say_nothing_of_a_student(tmp_path):
     assert [scores_of(store, name, left_out).tolist() for name in known] == [[0.0, 1.0], [1.0, 0.0]]
 
 
-@pytest.mark.real
-@pytest.mark.timeout(900)
-def test_a_run_gives_every_arm_decides_nothing_by_held_out_rows_and_is_found_again(tmp_path):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The path of a config with one small task."""
+    folder = tmp_path_factory.mktemp("guided")
     for name, lines in (("esnli", 24), ("esnli-test", 12)):
         some = (CONFIG.parent / f"{name}.jsonl").read_text().splitlines()[:lines]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
+        (folder / f"{name}.jsonl").write_text("\n".join(some))
     config = yaml.safe_load(CONFIG.read_text()) | {
         "name": "small",
         "seeds": [0],
@@ -122,10 +123,22 @@ def test_a_run_gives_every_arm_decides_nothing_by_held_out_rows_and_is_found_aga
     }
     config["guide"] = {"epochs": 1, "prompts": 8, "samples": 4, "examples": 3, "max_tokens": 24, "lengths": "neither"}
     config["tasks"] = {"esnli": config["tasks"]["esnli"]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    ran = thresher("self-guide", tmp_path / "config.yaml", "--json", store=tmp_path / "store")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def guided(small):
+    ran = thresher("self-guide", small, "--json", store=small.parent / "store")
     assert ran.returncode == 0, ran.stderr
-    said, store = json.loads(ran.stdout), Store(tmp_path / "store")
+    return json.loads(ran.stdout), small.parent / "store"
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_a_run_gives_every_arm_decides_nothing_by_held_out_rows_and_is_found_again(small, guided):
+    said, place = guided
+    store = Store(place)
     task = said["tasks"]["esnli"]
     assert set(task["arms"]) == {"prompted", "few-shot", "self-guide"} and task["heldout_rows"] == 12
     assert len(said["search"]) == 2 and task["validation_rows"] > 0
@@ -136,8 +149,16 @@ def test_a_run_gives_every_arm_decides_nothing_by_held_out_rows_and_is_found_aga
     read = [m for d in store.ids() if (m := store.manifest(d)).step == "evaluate" and m.inputs["rows"] == held]
     assert len(read) == 3  # one of each arm: the two students of the search answered validation rows alone
     assert store.manifest(chain["own"]).counts["live"] == grown["kept"]
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store/datasets").glob("*/manifest.json")}
-    again = thresher("self-guide", tmp_path / "config.yaml", "--json", store=tmp_path / "store")
+    before = {p: p.stat().st_mtime_ns for p in place.glob("datasets/*/manifest.json")}
+    again = thresher("self-guide", small, "--json", store=place)
     assert json.loads(again.stdout) == said
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "store/datasets").glob("*/manifest.json")} == before
+    assert {p: p.stat().st_mtime_ns for p in place.glob("datasets/*/manifest.json")} == before
     assert "| self-guide |" in markdown(said)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_it_gives_the_same_bytes(small, guided, tmp_path):
+    kill_at_random_moments(["self-guide", small], tmp_path, files(guided[1]), 2)
+    assert thresher("self-guide", small, store=tmp_path).returncode == 0
+    assert sealed(tmp_path) == sealed(guided[1])
