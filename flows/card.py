@@ -137,7 +137,11 @@ def _counted(what: str, links: Mapping[str, str], made: Manifest) -> str:
 def _counts(store: Store, made: Manifest, numbers: pl.DataFrame, links: Mapping[str, str]) -> str:
     total = made.counts.get("rows", 0)
     lines = [
-        (_counted(what, links, made), f"{n:,}", f"{n / total:.1%}" if total and isinstance(n, int) else "")
+        (
+            _counted(what, links, made),
+            f"{n:,}",
+            f"{n / total:.1%}" if total and made.kind != "adapter" and isinstance(n, int) else "",
+        )
         for what, n in sorted(
             made.counts.items(), key=lambda c: (c[0] not in ("rows", "live", "taken"), c[0] != "rows")
         )
@@ -166,7 +170,7 @@ def _drawings(made: Manifest, numbers: pl.DataFrame) -> str:
     if {"step", "loss"} <= set(numbers.columns):
         points = numbers.select(pl.col("step", "loss").cast(pl.Float64)).drop_nulls()
         return "## Training\n\n" + svg.image(svg.curve(list(points.iter_rows()), "training loss"), "loss over steps")
-    own = [c for c in numbers.columns if c not in ROW.names and not c.endswith("_threshold")]
+    own = [c for c in numbers.columns if c not in ROW.names and not c.endswith(("_threshold", "_seed"))]
     scores = [c for c in own if numbers[c].dtype.is_numeric() and numbers[c].dtype != pl.Boolean]
     if not scores:
         return ""

@@ -127,17 +127,28 @@ def _samples(store: Store, marked: str | None) -> list[dict[str, str]]:
 
 
 def sentence(said: dict[str, Any]) -> str:
-    """What can be said in one plain sentence."""
-    shown = {n: t["differences"]["few-shot"] for n, t in said["tasks"].items() if t["differences"]}
+    """What can be said in plain words, of each of the two ways to prompt."""
+    with_student = {n: t for n, t in said["tasks"].items() if t["differences"]}
+    if not with_student:
+        return "Self-Guide gave no student."
+    told = [
+        f"Against {way}, Self-Guide is {_shown({n: t['differences'][arm] for n, t in with_student.items()})}."
+        for arm, way in (("few-shot", "few-shot prompting"), ("prompted", "prompting alone"))
+    ]
+    for name, task in said["tasks"].items():
+        students = sum(chain["adapter"] is not None for chain in task["datasets"])
+        if students < len(task["datasets"]):
+            told.append(f"On {name}, {students or 'none'} of {len(task['datasets'])} seeds gave a student.")
+    return " ".join(told)
+
+
+def _shown(differences: dict[str, Any]) -> str:
     told = {
-        "ahead of": [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] > 0],
-        "behind": [n for n, d in shown.items() if d["holm"] < 0.05 and d["mean"] < 0],
-        "not shown to differ from": [n for n, d in shown.items() if d["holm"] >= 0.05],
+        "ahead on": [n for n, d in differences.items() if d["holm"] < 0.05 and d["mean"] > 0],
+        "behind on": [n for n, d in differences.items() if d["holm"] < 0.05 and d["mean"] < 0],
+        "not shown to differ on": [n for n, d in differences.items() if d["holm"] >= 0.05],
     }
-    parts = [f"{how} few-shot prompting on {', '.join(names)}" for how, names in told.items() if names]
-    without = [n for n in said["tasks"] if n not in shown]
-    last = f" No student came of {', '.join(without)}." if without else ""
-    return (f"Self-Guide is {'; '.join(parts)}." if parts else "Self-Guide gave no student.") + last
+    return "; ".join(f"{how} {', '.join(names)}" for how, names in told.items() if names)
 
 
 def markdown(said: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def curve(points: Sequence[tuple[float, float]], title: str = "", x_name: str = 
 def lines(named: Mapping[str, Sequence[tuple[float, float]]], title: str = "", x_name: str = "step") -> str:
     """Lines through (x, y) points on the same axes, each named in its colour above them; three at the most."""
     named = {n: sorted((x, y) for x, y in points if _drawable(x) and _drawable(y)) for n, points in named.items()}
-    width, height, left, right, top, bottom = 520, 200, 52, 12, 30, 24
+    width, height, left, right, top, bottom = 520, 200, 64, 12, 30, 24
     found = [p for points in named.values() for p in points]
     if not found:
         return _svg(width, 60, _text(10, 18, title, bold=True) + _text(10, 42, "no values"))

@@ -70,18 +70,28 @@ def test_what_is_wrong_in_a_config_is_named(changes, says):
         load_self_guide(CONFIG, changes)
 
 
-def lead(mean, holm):
-    return {"few-shot": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "holm": holm}}
+def task(few_shot, prompted, *students):
+    differences = {"few-shot": few_shot, "prompted": prompted}
+    leads = {
+        arm: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "holm": p} for arm, (mean, p) in differences.items()
+    }
+    return {"differences": leads if any(students) else {}, "datasets": [{"adapter": name} for name in students]}
 
 
 def test_the_sentence_says_of_each_task_what_was_shown_and_no_more():
-    tasks = {"a": lead(0.2, 0.01), "b": lead(-0.2, 0.01), "c": lead(0.2, 0.2), "d": {}}
-    said = sentence({"tasks": {name: {"differences": d} for name, d in tasks.items()}})
-    assert said == (
-        "Self-Guide is ahead of few-shot prompting on a; behind few-shot prompting on b; not shown to differ from "
-        "few-shot prompting on c. No student came of d."
+    better, worse, unclear = (0.2, 0.01), (-0.2, 0.01), (0.2, 0.2)
+    tasks = {
+        "a": task(better, worse, "x", None),
+        "b": task(worse, worse, "x", "y"),
+        "c": task(unclear, better, "x", "y"),
+        "d": task(better, better, None, None),
+    }
+    assert sentence({"tasks": tasks}) == (
+        "Against few-shot prompting, Self-Guide is ahead on a; behind on b; not shown to differ on c. "
+        "Against prompting alone, Self-Guide is ahead on c; behind on a, b. "
+        "On a, 1 of 2 seeds gave a student. On d, none of 2 seeds gave a student."
     )
-    assert sentence({"tasks": {"d": {"differences": {}}}}) == "Self-Guide gave no student. No student came of d."
+    assert sentence({"tasks": {"d": tasks["d"]}}) == "Self-Guide gave no student."
 
 
 def test_what_failed_is_told_as_it_is_in_lines_of_its_own():

@@ -72,7 +72,7 @@ def test_intervals_are_drawn_to_scale():
 
 def test_a_curve_leaves_out_what_is_no_number():
     (line,) = drawn(svg.curve([(0, 2.0), (1, math.nan), (2, 1.0)]), "polyline")
-    assert line.getAttribute("points").split() == ["52.0,30.0", "508.0,176.0"]
+    assert line.getAttribute("points").split() == ["64.0,30.0", "508.0,176.0"]
     assert "no values" in texts(svg.curve([]))
 
 
