@@ -22,6 +22,7 @@ from flows.config import ConfigError, apply_changes, load, settings
 from flows.cost import cost
 from flows.engines import EngineError, release
 from flows.evaluate_command import evaluation
+from flows.gpus import accelerators
 from flows.growing_commands import growing
 from flows.in_out import in_out
 from flows.mining_commands import mining
@@ -130,7 +131,6 @@ def compare(
 
         with recorded(place.root):
             from flows.compare import compare as compare_flow
-            from flows.side_by_side import accelerators
 
             many = workers or max(1, len(accelerators()))
             results = compare_flow(wanted, config.resolve().parent, place.root, many)
