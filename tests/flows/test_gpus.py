@@ -5,10 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.utilities.processutils import command_from_string
 
-from flows.gpus import accelerators, shares
+from flows.gpus import OFFERED, accelerators, shares
+from flows.worker import _Job
 
 ROOT = Path(__file__).parents[2]
 TELL = "import os, sys; print('has', os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
@@ -73,6 +77,19 @@ def test_runs_that_are_to_share_a_gpu_do_so_with_each_other_alone(start):
         process.kill()
     assert says(alone) == "has 0"
     assert says(start(many[0])).startswith("waiting")
+
+
+def test_the_runs_of_a_worker_with_gpus_take_them_before_they_begin(monkeypatch):
+    def command() -> list[str]:
+        job = _Job(command=_Job._base_flow_run_command())  # as a deployment has it that says no other
+        job.prepare_for_flow_run(FlowRun(flow_id=uuid4()))
+        return command_from_string(job.command)
+
+    engine = [sys.executable, "-m", "prefect.engine"]
+    monkeypatch.delenv(OFFERED, raising=False)
+    assert command() == engine
+    monkeypatch.setenv(OFFERED, "0,1")
+    assert command() == [sys.executable, "-m", "flows.gpus", *engine]
 
 
 def test_gpus_are_dealt_out_to_the_workers():
