@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 import polars as pl
 
 from flows import cluster_card, svg
-from flows.browser.family import before_and_after
 from flows.cost import cost
+from flows.nearest import before_and_after
 from flows.reasons import alike, tally
 from flows.sampling import INVISIBLE, code_point, numbers_and_words, sample_rows
 from flows.spending import in_words
@@ -234,19 +234,11 @@ def _lineage(store: Store, made: Manifest, names: Names) -> str:
         layer = above
     cut = cut or any(near[d].inputs for d in layer)
     boxes = {
-        d: [m.step, names.get(d, [d.removeprefix(m.step + "-")])[0], _size(m)]
+        d: [m.step, names.get(d, [d.removeprefix(m.step + "-")])[0], m.size]
         for d, m in sorted(near.items(), key=lambda x: x[0])
     }
     note = "\n\nOnly the nearest are drawn; each has a card of its own." if cut else ""
     return f"## Lineage\n\n{svg.image(svg.lineage(boxes, edges, made.id), 'lineage')}{note}"
-
-
-def _size(made: Manifest) -> str:
-    if "taken" in made.counts:
-        return f"{made.counts['taken']:,} of {made.counts['rows']:,} taken"
-    if "live" in made.counts:
-        return f"{made.counts['live']:,} live of {made.counts['rows']:,}"
-    return f"{made.counts['rows']:,} rows" if "rows" in made.counts else f"files: {len(made.files)}"
 
 
 def _files(store: Store, made: Manifest) -> str:

@@ -3,41 +3,35 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from curation.noise import KINDS, Noise
-from curation.step import ROLES, Step, StepConfig, StepError, find_step
+from curation.step import StepError
 from flows import spending, steps  # noqa: F401  registers every step
 from flows.adapter_commands import adapters
 from flows.browse import browse
-from flows.cluster import check_address
 from flows.command import FAILED, INTERRUPTED, REJECTED, USAGE, AsJson, RayOption, StoreOption, open_store
 from flows.compare_config import ablation, load_comparison
-from flows.config import ConfigError, apply_changes, load, settings
-from flows.cost import cost
+from flows.config import ConfigError, load
 from flows.engines import EngineError, release
 from flows.evaluate_command import evaluation
+from flows.gpus import accelerators
 from flows.growing_commands import growing
 from flows.in_out import in_out
 from flows.mining_commands import mining
-from flows.models import check_models, check_student, lend, typed_models
+from flows.models import check_models
+from flows.noise_command import noising
 from flows.own_steps import load_steps, named_files, own_files
-from flows.progress import bar, console, say
-from flows.rules import of_another_model
-from flows.run import run_step
+from flows.progress import console, say
 from flows.schedule import scheduling
-from flows.server import joined_if_running
-from flows.step_commands import add_options, options, role_options, step_app
+from flows.step_commands import step_app
 from flows.store_commands import keeping
 from flows.train_commands import training
-from flows.training_text import known
 from storage.addresses import without_secrets
-from storage.store import Store, StoreError
+from storage.store import StoreError
 from training.settings import TrainError
 
 HELP = """Decide which data to fine-tune an open language model on, and measure what the decision was worth.
@@ -74,7 +68,6 @@ def run(
     place = open_store(store)
     root = place.root
     check_models(wanted, place)
-    check_address(wanted.ray)
     with recorded(root):
         from flows.loop import improve
 
@@ -125,12 +118,10 @@ def compare(
         place = open_store(store)
         for arm in ("random", *wanted.arms):
             check_models(wanted.loop(arm, 1), place)
-        check_address(wanted.ray)
         from flows.server import recorded
 
         with recorded(place.root):
             from flows.compare import compare as compare_flow
-            from flows.side_by_side import accelerators
 
             many = workers or max(1, len(accelerators()))
             results = compare_flow(wanted, config.resolve().parent, place.root, many)
@@ -149,89 +140,6 @@ def _ray(address: str | None) -> list[str]:
     return [f"ray={json.dumps(address)}"] if address else []
 
 
-def run_single_step(
-    step: Step, dataset: str, store: Path, name: str | None, as_json: bool = False, **typed: Any
-) -> None:
-    """What every `thresher step` command does: resolve names, run, name what was made.
-
-    Where a server is running the step is a flow run of it; else Prefect, which takes seconds to load, is left out.
-    """
-    check_address(typed.get("ray"))
-    place = open_store(store)
-    rows = place.resolve(dataset)
-    tables = {t: place.resolve(typed[t]) for t in step.tables if typed.get(t)}
-    config = settings(step.name, {k: typed[k] for k in step.config.model_fields})
-    name = name or f"{dataset}.{step.name}"
-    with joined_if_running(place.root) as server:
-        if server:
-            from flows.step_flows import flow_of
-
-            check_student(step, typed)
-            others = {k: v for k, v in typed.items() if k not in step.config.model_fields}
-            made = flow_of(step)(dataset=dataset, settings=config, name=name, root=place.root, **others)
-        else:
-            made = _run(place, step, config, rows, tables, typed)
-            place.name(name, made)
-    say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
-    if as_json:
-        typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))
-
-
-def _run(
-    store: Store, step: Step, config: StepConfig, rows: str, tables: Mapping[str, str], typed: Mapping[str, Any]
-) -> str:
-    check_student(step, typed)
-    with bar(step.name) as progress:
-        models = typed_models(store, step.roles, typed)
-        config, lease = lend(step, config, models, store, progress, ray=typed.get("ray"))
-        if "base" in models and (told := of_another_model(config, models["base"])):
-            say(f"[yellow]{escape(told)}[/yellow]")
-        made = run_step(store, step, config, rows, known(store, step, models, tables), lease, progress)
-    if asked := cost(store, made):
-        say(f"{step.name}: {asked}")
-    return made
-
-
-def noise_bench(
-    dataset: Annotated[str, typer.Argument(help="Dataset of rows whose answers are right.")],
-    step: Annotated[str, typer.Option(help="Score step that is measured.")],
-    set_: Annotated[list[str], typer.Option("--set", help="Setting of the step, key=value: samples=5")] = [],  # noqa: B006
-    kinds: Annotated[str, typer.Option(help=f"Kinds of noise, with commas between: {','.join(KINDS)}.")] = "all",
-    table: Annotated[list[str], typer.Option(help="Table that the step takes, name=dataset.")] = [],  # noqa: B006
-    as_json: AsJson = False,
-    store: StoreOption = Path(".thresher"),
-    **typed: Any,
-) -> None:
-    """Spoil a share of a clean dataset, score it with a step, and say how well the scores tell."""
-    from flows import noise_bench as bench
-    from flows import noise_page as page
-
-    place, measured = open_store(store), find_step(step)
-    bench.check_step(measured)
-    noise = {k: typed[k] for k in Noise.model_fields if k in typed}
-    noise = bench.noise_settings(noise | ({} if kinds == "all" else {"kinds": kinds.split(",")}))
-    config = settings(step, apply_changes({}, set_))
-    if stray := [t for t in table if t.partition("=")[0] not in measured.tables or "=" not in t]:
-        raise ConfigError(f"--table takes name=dataset, not {stray[0]!r}; {step} has {list(measured.tables) or 'none'}")
-    tables = {t: place.resolve(d) for t, _, d in (t.partition("=") for t in table)}
-
-    def run(one: Step, its: StepConfig, rows: str) -> str:
-        return _run(place, one, its, rows, {t: d for t, d in tables.items() if t in one.tables}, typed)
-
-    lend(measured, config, typed_models(place, measured.roles, typed), place)  # what is missing is told before any work
-    with bar("noise"):
-        spoilt = bench.spoilt_dataset(place, place.resolve(dataset), noise)
-    place.name(f"{dataset}.noise", spoilt)
-    scored = bench.scored_dataset(place, spoilt, measured, config, run)
-    said = bench.measured(place, spoilt, scored, measured, run)
-    place.name(f"{dataset}.noise.{step}", scored)
-    path = place.root / "reports" / f"noise-{dataset}-{step}.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page.markdown(f"Noise bench of {step} on {dataset}", said), encoding="utf-8")
-    typer.echo(json.dumps(said, indent=1) if as_json else page.terminal(said))
-    say(f"report: {path}; datasets: {dataset}.noise and {dataset}.noise.{step}")
-
-
 @app.command("check-steps")
 def check_steps(
     files: Annotated[list[Path], typer.Argument(help="Files with steps of your own, such as my_steps.py.")],
@@ -248,17 +156,13 @@ def check_steps(
         raise typer.Exit(FAILED)
 
 
-_noise_options = [*options(Noise, leave_out=("kinds",)), *role_options(ROLES)]
-app.command("noise-bench")(add_options(noise_bench, _noise_options))
-
-
 def main() -> None:
     """Entry point: turns what a person can mend into one line and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = bool(os.environ.get("THRESHER_DEBUG"))
     try:
         load_steps([*own_files(), *named_files(sys.argv)])  # before any command is made of them
-        app.add_typer(step_app(run_single_step), name="step")
+        app.add_typer(step_app(), name="step")
         app()
     except (ConfigError, StepError) as wrong:
         _fail(str(wrong), USAGE, debug)
@@ -301,6 +205,7 @@ app.add_typer(adapters)
 app.add_typer(browse)
 app.add_typer(keeping)
 app.add_typer(mining)
+app.add_typer(noising)
 app.add_typer(growing)
 app.add_typer(scheduling)
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -102,6 +103,7 @@ class Worker:
         self._job: Job | None = None
         self._step: Step | None = None
         self._config: StepConfig | None = None
+        self._began, self._spent, self._lent = 0.0, dict[str, float](), list[Any]()  # of the piece
         # made when something is put there: one that is ended while it prepares leaves none
         self._folder = Path(tempfile.gettempdir()) / f"thresher-{secrets.token_hex(8)}"
         threading.Thread(target=self._live, daemon=True).start()
@@ -127,9 +129,18 @@ class Worker:
         return self._ask("find", keys, most) if keys else {}
 
     def put(self, answers: Iterable[Answer]) -> None:
-        self._ask("put", list(answers))
+        self._ask("put", list(answers), self._so_far())
 
     # ---- inside
+
+    def _so_far(self) -> dict[str, float]:
+        """What the engines were asked for this piece by now: told with the answers, should this worker not live to tell
+        the whole. The engines of a piece are views of their own, which have counted nothing before it."""
+        total: Counter[str] = Counter({what: n for what, n in self._spent.items() if "pairs" in what})
+        for engine in self._lent:
+            total.update(getattr(engine, "used", {}))  # a classifier tells its pairs alone
+        total["engine_seconds"] += total.pop("seconds", 0)
+        return _took(self._began, total)
 
     def _ask(self, *question: Any) -> Any:
         self._said.put(question)
@@ -140,11 +151,11 @@ class Worker:
             message = self._heard.get()
             if not isinstance(message, Job):
                 self._ask("begun")
-            began, spent = time.monotonic(), {}
+            self._began, self._spent, self._lent = time.monotonic(), {}, []
             try:
-                said = self._begin(message) if isinstance(message, Job) else self._work(message, began, spent)
+                said = self._begin(message) if isinstance(message, Job) else self._work(message)
             except Exception as why:
-                said = Wrong(_portable(why), _took(began, spent))
+                said = Wrong(_portable(why), _took(self._began, self._spent))
             self._said.put(said)
 
     def _begin(self, job: Job) -> None:
@@ -162,14 +173,15 @@ class Worker:
                 )
         self._job = Job(**{name: getattr(job, name) for name in Job.__slots__} | {"models": models})
 
-    def _work(self, rows: pl.DataFrame, began: float, spent: dict[str, float]) -> Done:
+    def _work(self, rows: pl.DataFrame) -> Done:
         job, step = self._job, self._step
         if not job.models:
             result = step(rows, self._config, {}, job.tables)
         else:
-            with engines.lent(job.models, job.identities, self, spent=spent) as lent:
+            with engines.lent(job.models, job.identities, self, spent=self._spent) as lent:
+                self._lent = list(lent.values())
                 result = step(rows, self._config, lent, job.tables)
-        return Done(written(step, result), _took(began, spent))
+        return Done(written(step, result), _took(self._began, self._spent))
 
     def _found(self, job: Job) -> Step:
         """The step, as it decides where the command runs: of a user's own file what was loaded there, and no other."""

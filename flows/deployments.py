@@ -28,7 +28,7 @@ from flows import single, step_flows
 from flows.access import ServerError
 from flows.cards import page_url
 from flows.config import ConfigError
-from flows.side_by_side import accelerators
+from flows.gpus import accelerators
 
 POOL = "thresher"
 TAG = "thresher"

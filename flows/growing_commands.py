@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.command import FAILED, AsJson, StoreOption, open_store
+from flows.gpus import accelerators
 from flows.models import check_models
 from flows.self_guide_config import load_self_guide
 
@@ -38,7 +39,6 @@ def self_guide(
     with recorded(place.root):
         from flows.self_guide_flow import self_guide as flow
         from flows.self_guide_page import terminal
-        from flows.side_by_side import accelerators
 
         many = workers or max(1, len(accelerators()))
         said = flow(wanted, config.resolve().parent, place.root, many)

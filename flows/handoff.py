@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from flows.gpus import accelerators
 from storage.store import StoreError
 from synthesis.vllm_process import forget, process_groups
 
@@ -81,8 +82,6 @@ def used_memory(nvml: Any = None) -> dict[str, int]:
             nvml.nvmlInit()
         except Exception:  # no library, no driver, no GPU: each has its own error
             return {}
-    from flows.side_by_side import accelerators  # which imports prefect
-
     by = {True: lambda card: nvml.nvmlDeviceGetHandleByIndex(int(card)), False: nvml.nvmlDeviceGetHandleByUUID}
     told = {}
     for card in accelerators():

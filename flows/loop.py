@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import polars as pl
 from prefect import flow
 
 from curation.step import find_step
@@ -247,10 +248,15 @@ class Turn:
 
 
 def _gained(store: Store, rounds: list[report.Round]) -> bool:
-    """Whether the last round's gain on the validation rows is over its 95 % interval; the first round always gains."""
+    """Whether the last round's gain on the validation rows is over its 95 % interval; the first round always gains.
+
+    Rows whose response the metric cannot compare say nothing of a gain, and are left out as in the report.
+    """
     if len(rounds) < 2:
         return True
-    before, now = (store.read(r.validation, ["id", "student_correct"]).sort("id") for r in rounds[-2:])
-    both = before.join(now, on="id", suffix="_now")
-    gain = (both["student_correct_now"].cast(float) - both["student_correct"].cast(float)).fill_null(0.0).to_numpy()
-    return not len(gain) or estimate(gain[None, :]).low > 0
+    tested = [r.validation for r in rounds[-2:]]
+    kept = ~pl.col("id").is_in(list(report.unscorable(store, tested)))
+    right = pl.col("student_correct").fill_null(False).cast(pl.Float64)
+    before, now = (store.read(d, ["id", "student_correct"]).filter(kept).select("id", right=right) for d in tested)
+    gain = before.join(now, on="id", suffix="_now").select(pl.col("right_now") - pl.col("right")).to_series()
+    return gain.is_empty() or estimate(gain.to_numpy()[None, :]).low > 0

@@ -9,6 +9,7 @@ import typer
 from flows.command import FAILED, AsJson, StoreOption, open_store
 from flows.config import load
 from flows.fit_config import load_fit
+from flows.gpus import accelerators
 from flows.models import check_models
 from flows.rules import rules, told_if_old
 
@@ -90,6 +91,4 @@ def list_rules(as_json: AsJson = False, store: StoreOption = Path(".thresher")) 
 
 
 def _many() -> int:
-    from flows.side_by_side import accelerators
-
     return max(1, len(accelerators()))

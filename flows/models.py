@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from curation.bsdetector import contradiction
 from curation.step import Step, StepConfig, find_step
-from flows.cluster import elsewhere
+from flows.cluster import check_address, elsewhere
 from flows.config import ConfigError, LoopConfig, RoleModel, apply_changes
 from flows.engine_settings import EngineSettings, Local, OpenAI, Vllm
 from flows.engines import EngineError, EngineSpec, dataset_of, identity, leases, model_folder
@@ -44,7 +44,8 @@ def role_models(config: LoopConfig, store: Store, student: str | None) -> dict[s
 
 
 def check_models(config: LoopConfig, store: Store) -> None:
-    """Find every model before anything is run; raises EngineError naming the one that cannot be had."""
+    """Find every model, and the cluster, before anything is run; EngineError names the one that cannot be had."""
+    check_address(config.ray)
     models = role_models(config, store, None)
     for spec in models.values():
         identity(spec)

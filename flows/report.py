@@ -280,7 +280,7 @@ def unscorable(store: Store, evaluations: list[str]) -> set[str]:
     left_out = set(told.filter(pl.col("student_answer") & ~pl.col("student_correct"))["id"])
     if left_out and len(left_out) == told.height:
         raise StoreError(
-            f"none of the {told.height:,} held-out rows has a response that the metric can compare, such as a number; "
+            f"none of the {told.height:,} rows has a response that the metric can compare, such as a number; "
             "take another `metric` under `evaluate`"
         )
     return left_out

@@ -1,7 +1,9 @@
 """Fitted rules by name: small files beside the datasets, `<store>/rules/<name>.json`; another store takes a copy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from rich.markup import escape
 
 from curation.rule import PUBLISHED, Rule, find_rule
 from curation.step import StepConfig, StepError
@@ -69,6 +71,12 @@ def told_if_old(store: Store, name: str) -> Iterator[None]:
         if before is not None and path.is_file() and path.read_bytes() == before:
             say(f"[yellow]the fit came to no rule: {name} is still the one from before[/yellow]")
         raise
+
+
+def tell_if_of_another_model(config: StepConfig, models: Mapping[str, EngineSpec], store: Store) -> None:
+    """Say on the terminal where a step's rule was fitted with another base than these models have."""
+    if "base" in models and (told := of_another_model(with_rule(config, store), models["base"])):
+        say(f"[yellow]{escape(told)}[/yellow]")
 
 
 def of_another_model(config: StepConfig, base: EngineSpec) -> str | None:

@@ -23,9 +23,10 @@ from flows.engines import release
 from flows.loop import Turn
 from flows.own_steps import load_steps
 from flows.recording import if_recorded
+from flows.report import unscorable
 from flows.rule_page import publish
 from flows.self_guide_config import SelfGuideConfig, Setting
-from flows.self_guide_page import markdown, told
+from flows.self_guide_page import markdown, scores_of, told
 from flows.tasks import bring_in
 from storage.store import Store
 
@@ -141,11 +142,11 @@ def _test(chain: Chain, config: SelfGuideConfig, root: Path, on: str) -> Chain:
 def _search(config: SelfGuideConfig, root: Path, tasks: list[Task], workers: int) -> list[dict[str, Any]]:
     """Each setting with its gain on the validation rows of each task; None where a task came to nothing."""
     store, seed = Store(root), config.seeds[0]
-    before = {task.name: _mean(store, _few_shot(config, root, task, seed, task.validation)) for task in tasks}
+    before = {task.name: _few_shot(config, root, task, seed, task.validation) for task in tasks}
     tried = []
     for setting in config.settings():
         chains = _run(config, root, [Chain(task, seed, setting) for task in tasks], "validation", workers)
-        gains = {c.task.name: None if c.failed else _mean(store, c.tested) - before[c.task.name] for c in chains}
+        gains = {c.task.name: None if c.failed else gain(store, before[c.task.name], c.tested) for c in chains}
         tried.append(
             {"setting": setting, "gains": gains, "failed": [f"{c.label}{c.failed}" for c in chains if c.failed]}
         )
@@ -160,5 +161,7 @@ def best(tried: list[dict[str, Any]]) -> Setting:
     return max(whole, key=lambda one: min(one["gains"].values()))["setting"]
 
 
-def _mean(store: Store, tested: str) -> float:
-    return float(store.read(tested, ["student_score"])["student_score"].fill_null(0.0).mean() or 0.0)
+def gain(store: Store, before: str, after: str) -> float:
+    """How much better the second one answers, on the mean of the rows whose response the metric can compare."""
+    left_out = unscorable(store, [before, after])
+    return float(scores_of(store, after, left_out).mean() - scores_of(store, before, left_out).mean())

@@ -27,8 +27,8 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows.access import ServerError, health
 from flows.deployments import POOL, ensure_pool
+from flows.gpus import accelerators, shares
 from flows.progress import say
-from flows.side_by_side import accelerators
 from flows.worker import end_processes
 
 LOOK_SECONDS = 2
@@ -38,13 +38,6 @@ QUICK_SECONDS, QUICK_ENDS = 60, 3
 _GO_ON = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}  # a run that is stopped does not call it a crash
 
 
-def shares(cards: list[str], at_once: int) -> list[list[str]]:
-    """The cards that each of so many workers has: dealt out in turn; two may have to share one."""
-    if not cards:
-        return [[]] * at_once
-    return [cards[i::at_once] or [cards[i % len(cards)]] for i in range(at_once)]
-
-
 @contextlib.contextmanager
 def workers(root: Path, at_once: int | None = None) -> Iterator[Callable[[], None]]:
     """Workers for what is scheduled, as many as run at once; what this gives starts one again that died.
@@ -52,12 +45,12 @@ def workers(root: Path, at_once: int | None = None) -> Iterator[Callable[[], Non
     At the end they are stopped, and what they were running is set to go on when a worker is there again. What they
     and their runs print is in prefect/worker.log of the store; ServerError where one cannot be kept running.
     """
-    cards = shares(accelerators(), ensure_pool(at_once))
+    gpus = shares(accelerators(), ensure_pool(at_once))
     mark_dead()
     log = root / "prefect/worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    running = [_start(i, own, log) for i, own in enumerate(cards)]
+    running = [_start(i, own, log) for i, own in enumerate(gpus)]
     began, quick = [time.monotonic()] * len(running), Counter[int]()
 
     def look() -> None:
@@ -71,7 +64,7 @@ def workers(root: Path, at_once: int | None = None) -> Iterator[Callable[[], Non
                 raise ServerError(f"a worker ended {QUICK_ENDS} times soon after its start; {log} says why")
             say(f"[yellow]a worker ended ({process.returncode}); starting it again. {log} has what it said[/yellow]")
             process.stdin.close()
-            running[i], began[i] = _start(i, cards[i], log), time.monotonic()
+            running[i], began[i] = _start(i, gpus[i], log), time.monotonic()
 
     try:
         yield look
@@ -186,13 +179,12 @@ def _name(number: int) -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{number}"
 
 
-def _start(number: int, cards: list[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(number: int, gpus: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("ab") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.worker", POOL, _name(number)],
-            env={"PREFECT_WORKER_QUERY_SECONDS": "5", **os.environ, "PYTHONPATH": path, **_GO_ON}
-            | ({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}),
+            env={"PREFECT_WORKER_QUERY_SECONDS": "5", **os.environ, "PYTHONPATH": path, **_GO_ON, **gpus},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("THRESHER_DEBUG") else said,

@@ -7,20 +7,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import cloudpickle
 from prefect.context import hydrated_context, serialize_context
 
+from flows.gpus import accelerators
+
 _ENTERED = ExitStack()  # what a process stays inside of as long as it lives
-
-
-def accelerators() -> list[str]:
-    """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        return [card for card in shown.split(",") if card not in ("", "-1")]
-    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]  # CUDA counts those that it can see
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from flows.assemble import taken
 from flows.config import ConfigError, LoopConfig, Use, load
 from flows.loop import improve
 from flows.models import check_models, check_student, role_models
+from flows.rules import tell_if_of_another_model
 from flows.tasks import run_one_step, train_one
 from storage.store import Store
 from training.settings import TrainConfig
@@ -109,7 +110,9 @@ def train(
 
 def _step(use: Use, rows: str, root: Path, model: str, tables: dict[str, str | None], name: str) -> str:
     store = Store(root)
+    settings = use.config()
     check_student(find_step(use.step), {})
     given = {table: store.resolve(named) for table, named in tables.items() if named}
     models = role_models(LoopConfig(name="single", pool="", heldout="", model=model), store, None)
-    return run_one_step(use.step, root, use.step, use.config(), rows, given, models, name)
+    tell_if_of_another_model(settings, models, store)
+    return run_one_step(use.step, root, use.step, settings, rows, given, models, name)

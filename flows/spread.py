@@ -5,7 +5,7 @@ of theirs (answers that are kept, answers to be kept, files of an adapter) is an
 """
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,7 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
     waiting, busy, died = deque(range(len(pieces))), {}, Counter()
     ready: set[Hashable] = set()  # have heard of the job
     begun: set[Hashable] = set()  # have said that they have their piece
+    told: dict[Hashable, Mapping[str, float]] = {}  # what they have spent on it by now
     shared, whole = crew.share(job), False
     try:
         while waiting or busy:
@@ -70,6 +71,7 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
                 if waiting:
                     busy[worker] = waiting.popleft()
                     begun.discard(worker)
+                    told.pop(worker, None)
                     crew.send(worker, pieces[busy[worker]].rows())
             for worker, said in crew.said() if waiting or busy else ():
                 match said:
@@ -77,6 +79,7 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
                         ready.discard(worker)
                         if worker in busy:
                             waiting.appendleft(piece := busy.pop(worker))
+                            cut_short(store, pieces[piece].keys[0], told.pop(worker, {}))
                             if worker in begun:  # else it was dead before, maybe with all others of its node
                                 _count(piece, why, died, job, len(pieces))
                     case Wrong(why=why, took=took):
@@ -90,6 +93,9 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
                     case ("begun",):
                         begun.add(worker)
                         crew.send(worker, None)
+                    case ("put", answers, took):
+                        told[worker] = took
+                        crew.send(worker, store.answers.put(answers))
                     case question:
                         crew.send(worker, _answer(store, job, question))
         whole = True
@@ -111,8 +117,6 @@ def _answer(store: Store, job: Job, question: tuple) -> Any:
     match question:
         case "find", keys, most:
             return store.answers.find(keys, most)
-        case "put", answers:
-            return store.answers.put(answers)
         case "file", folder, name, start:
             known = {f.path: f.files for f in job.folders.values()}
             if name not in known.get(folder, ()):

@@ -1,6 +1,7 @@
 """`thresher step NAME DATASET --setting value`: a command for each registered step, made from its config alone."""
 
 import inspect
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from curation.step import STEPS, Step
-from flows.command import AsJson, RayOption, StoreOption
+from flows import spending
+from flows.command import AsJson, RayOption, StoreOption, open_store
+from flows.config import settings
+from flows.one_step import single_step, worked_on
+from flows.progress import say
 from flows.run import by_shard
+from flows.server import joined_if_running
 
 
 def options(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[inspect.Parameter]:
@@ -56,15 +62,15 @@ def add_options(command: Callable[..., None], more: Iterable[inspect.Parameter])
     return command
 
 
-def step_app(run: Callable[..., None]) -> typer.Typer:
-    """The `step` command with one sub-command per step; `run` gets the step and what was typed."""
+def step_app() -> typer.Typer:
+    """The `step` command with one sub-command per step."""
     app = typer.Typer(no_args_is_help=True, help="Run one curation or synthesis step on a dataset.")
     for name in sorted(STEPS):
-        app.command(name, help=STEPS[name].help)(_command(STEPS[name], run))
+        app.command(name, help=STEPS[name].help)(_command(STEPS[name]))
     return app
 
 
-def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
+def _command(step: Step) -> Callable[..., None]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter(
@@ -87,11 +93,30 @@ def _command(step: Step, run: Callable[..., None]) -> Callable[..., None]:
     parameters.append(inspect.Parameter("store", keyword, annotation=StoreOption, default=Path(".thresher")))
 
     def command(**typed: Any) -> None:
-        run(step, **typed)
+        _run(step, **typed)
 
     command.__signature__ = inspect.Signature(parameters)
     command.__name__ = step.name.replace("-", "_")
     return command
+
+
+def _run(step: Step, dataset: str, store: Path, name: str | None, as_json: bool, **typed: Any) -> None:
+    """A flow run, where a server is running; else Prefect, which takes seconds to load, is left out."""
+    place = open_store(store)
+    place.resolve(dataset)  # a misspelt name is no run of a server's
+    config = settings(step.name, {k: typed[k] for k in step.config.model_fields})
+    others = {k: v for k, v in typed.items() if k not in step.config.model_fields}
+    with joined_if_running(place.root) as server:
+        if server:
+            from flows.step_flows import flow_of
+
+            made = flow_of(step)(dataset=dataset, settings=config, name=name, root=place.root, **others)
+        else:
+            made = single_step(worked_on, place, step, config, dataset, name, others)
+    name = name or f"{dataset}.{step.name}"
+    say(f"{name}: {place.manifest(made).summary} ({made}) {spending.in_words(place.run_facts(made))}".strip())
+    if as_json:
+        typer.echo(json.dumps(spending.of_dataset(place, made, name), indent=1))
 
 
 def _option(name: str, info: FieldInfo) -> inspect.Parameter:

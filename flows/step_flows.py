@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from curation.step import STEPS, Step, find_step
 from flows import cards
-from flows.models import check_student, typed_models
+from flows.one_step import single_step
 from flows.run import by_shard
 from flows.tasks import run_one_step
 from storage.store import Store
@@ -34,14 +34,8 @@ def flow_of(step: Step) -> Flow[..., str]:
 
 def _function(step: Step) -> Callable[..., str]:
     def run(dataset: str, settings: Any, name: str | None, root: Path, **typed: Any) -> str:
-        store = Store(root)
-        check_student(step, typed)
-        rows = store.resolve(dataset)
-        tables = {table: store.resolve(typed[table]) for table in step.tables if typed.get(table)}
-        models = typed_models(store, step.roles, typed)
         with cards.publishing():
-            called, ray = name or f"{dataset}.{step.name}", typed.get("ray")
-            return run_one_step(step.name, root, step.name, settings, rows, tables, models, called, ray)
+            return single_step(run_one_step, Store(root), step, settings, dataset, name, typed)
 
     run.__name__ = run.__qualname__ = step.name.replace("-", "_")
     parameters, told = _parameters(step)

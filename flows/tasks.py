@@ -1,8 +1,6 @@
 """Prefect tasks: one import, one step, one training. Only names, settings and dataset ids cross their borders."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,13 @@ from flows import (
     steps,  # noqa: F401  registers every step, in whatever process a flow is run
 )
 from flows.config import train_settings
-from flows.cost import cost
 from flows.engines import EngineSpec
-from flows.models import lend
+from flows.one_step import stage, worked_on
 from flows.own_steps import load_steps, own_files
-from flows.progress import bar, say
+from flows.progress import bar
 from flows.recording import if_recorded, recording
 from flows.run import run_step
 from flows.training import train_adapter
-from flows.training_text import known
 from storage.importing import import_files
 from storage.store import Store, StoreError
 
@@ -35,12 +31,17 @@ load_steps(own_files())  # and those of the user's own, as the process that bega
 _PLAIN = {"cache_policy": NO_CACHE, "persist_result": False, "task_run_name": "{label}"}
 
 
+def _show(store: Store, dataset: str) -> None:
+    if recording():
+        cards.publish_soon(store, dataset)
+
+
 @if_recorded
 @task(**_PLAIN)
 def bring_in(label: str, root: Path, file: Path, name: str) -> str:
     """Import a file under a name."""
     store = Store(root)
-    with _stage(label, store, name) as done, bar(label) as progress:
+    with stage(label, store, name, _show) as done, bar(label) as progress:
         return done(import_files(store, [file], name, progress=progress).dataset)
 
 
@@ -67,12 +68,10 @@ def run_one_step(
     models: Mapping[str, EngineSpec],
     name: str,
     ray: str | None = None,
+    run: str | None = None,
 ) -> str:
     """Run one step on a dataset and point a name at what it made."""
-    store, step = Store(root), find_step(step_name)
-    with _stage(label, store, name) as done, bar(label) as progress:
-        config, lease = lend(step, settings, models, store, progress, name.partition(".")[0], ray)
-        return done(run_step(store, step, config, rows, known(store, step, models, tables), lease, progress))
+    return worked_on(label, root, step_name, settings, rows, tables, models, name, ray, run, _show)
 
 
 @if_recorded
@@ -91,25 +90,5 @@ def train_one(
             f"{len(reached)} rows of {rows} stand in the held-out set, and training on them is refused: {named}; "
             "`thresher explain` says where each came from"
         )
-    with _stage(label, store, name) as done, bar(label) as progress:
+    with stage(label, store, name, _show) as done, bar(label) as progress:
         return done(train_adapter(store, rows, EngineSpec(model=model), train_settings(settings), progress))
-
-
-@contextmanager
-def _stage(label: str, store: Store, name: str) -> Iterator[Callable[[str], str]]:
-    """Says on the terminal what was made and how long it took; names it and has its card published where it is new."""
-    before, started = set(store.ids()), time.monotonic()
-
-    def done(dataset: str) -> str:
-        store.name(name, dataset)
-        told = store.manifest(dataset).summary
-        if dataset in before:
-            say(f"[dim]{label}: already there ({told})[/dim]")
-        else:
-            took = f"{time.monotonic() - started:.1f} s"
-            say(f"{label}: {told} [cyan]{', '.join(filter(None, [took, cost(store, dataset)]))}[/cyan]")
-            if recording():
-                cards.publish_soon(store, dataset)
-        return dataset
-
-    yield done

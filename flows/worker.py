@@ -10,11 +10,24 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 import psutil
-from prefect.workers.process import ProcessWorker
+from prefect.utilities.processutils import command_from_string, command_to_string
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+from flows.gpus import OFFERED
 
 STOP_SECONDS = 8
+
+
+class _Job(ProcessJobConfiguration):
+    """A run that waits for GPUs of its own, where the machine has any. Prefect asks for a class to change a command."""
+
+    def prepare_for_flow_run(self, *given: Any, **named: Any) -> None:
+        super().prepare_for_flow_run(*given, **named)
+        if OFFERED in os.environ:
+            self.command = command_to_string([sys.executable, "-m", "flows.gpus", *command_from_string(self.command)])
 
 
 def main() -> None:
@@ -29,6 +42,7 @@ def main() -> None:
 
 async def _work(pool: str, name: str) -> None:
     worker = ProcessWorker(work_pool_name=pool, name=name, limit=1, create_pool_if_not_found=False)
+    worker.job_configuration = _Job
     working = asyncio.ensure_future(worker.start(printer=lambda *_: None))
 
     def stop() -> None:

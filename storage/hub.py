@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from storage.store import StoreError, file_digest, key_of
+from storage.tries import again, network_errors
 
 _OF_A_PUSH = "data/train-*"  # what the card says are the rows; see hf_folder.py
 _REMEDY = (
@@ -25,19 +26,20 @@ def revision(address: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        return HfApi().dataset_info(name).sha or ""
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        return again(HfApi().dataset_info, name, never=(OfflineModeIsEnabled,)).sha or ""
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, *network_errors()) as error:
         raise _unreachable(address, error) from error
 
 
 def open_hub(address: str) -> "_Lines":
     """The rows of one split as JSON lines, sent while they are read."""
     import datasets
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     name, config, split = _parts(address)
     try:
-        found = datasets.load_dataset(name, config, streaming=True)
-    except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError) as error:
+        found = again(datasets.load_dataset, name, config, streaming=True, never=(OfflineModeIsEnabled,))
+    except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError, *network_errors()) as error:
         raise _unreachable(address, error) from error
     if split is None and len(found) > 1:
         raise StoreError(

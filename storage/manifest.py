@@ -60,6 +60,17 @@ class Manifest:
         return ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
 
     @property
+    def size(self) -> str:
+        """How much there is of it, in a few words: "39 of 60 live", "13 of 39 taken", "60 rows", "3 files"."""
+        said = self.counts
+        if "taken" in said:
+            return f"{said['taken']:,} of {said['rows']:,} taken"
+        if "rows" not in said:
+            return f"{len(self.files):,} files"
+        all_live = said.get("live", said["rows"]) == said["rows"]
+        return f"{said['rows']:,} rows" if all_live else f"{said['live']:,} of {said['rows']:,} live"
+
+    @property
     def parts(self) -> dict[str, Part]:
         """Every part of its shards and side tables, by file."""
         return {part.file: part for shard in (*self.shards, *self.side.values()) for part in shard}

@@ -24,6 +24,7 @@ from storage.hub import open_hub, revision
 from storage.records import plain_suffix
 from storage.store import StoreError, file_digest
 from storage.streams import BOMB_RATIO, is_bomb
+from storage.tries import again, network_errors, opened
 from storage.turns import storable
 
 _DATA = ("jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow", "feather", "zip")
@@ -75,14 +76,19 @@ def _files(given: str) -> tuple[list[tuple[Any, str]], list[str]]:
         return _of_folder(given, {p.relative_to(path).as_posix(): p for p in inside})
     try:
         files, path = url_to_fs(given)
-        if files.isdir(path):
-            inside = sorted(files.find(path))
+        if again(files.isdir, path):
+            inside = sorted(again(files.find, path))
             told = shown if "http" in given[:4] else str  # elsewhere a question mark is part of a name
             return _of_folder(shown(given), {told(p[len(path) :].lstrip("/")): (files, p) for p in inside})
-        if not files.exists(path):
-            raise StoreError(f"there is nothing at {shown(given)}; check the address and who may read it")
+        try:
+            again(files.info, path)
+        except FileNotFoundError as why:
+            said = f" ({without_secrets(str(why.__cause__), given)})" if why.__cause__ else ""
+            raise StoreError(
+                f"there is nothing at {shown(given)}{said}; check the address and who may read it"
+            ) from why
         return [((files, path), shown(path).rsplit("/", 1)[-1])], []
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, *network_errors()) as error:
         raise StoreError(f"{shown(given)} cannot be opened: {without_secrets(str(error), given)}") from None
 
 
@@ -129,9 +135,9 @@ def _opened(path: Any, name: str) -> tuple[list[Source], list[str]]:
         )
     else:
         files, inner = path
-        told = files.info(inner)
+        told = again(files.info, inner)
         where, size = shown(files.unstrip_protocol(inner)), told["size"] or 0
-        opener = partial(files.open, inner, "rb")
+        opener = partial(opened, files, inner, where)
         mark = next((told[m] for m in ("ETag", "etag", "xet_hash", "sha256") if told.get(m)), None)
         digest = mark or _digest(opener)
     with opener() as file:
@@ -182,7 +188,7 @@ def _digest(opener: Callable[[], BinaryIO]) -> str:
 
 
 def _bytes(path: Any) -> bytes:
-    return path.read_bytes() if isinstance(path, Path) else path[0].cat_file(path[1])
+    return path.read_bytes() if isinstance(path, Path) else again(path[0].cat_file, path[1])
 
 
 def _of_hub(address: str) -> Source:

@@ -28,7 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.browser import lists, words
 from flows.browser.query import Query, Refused, parse
-from flows.browser.rows import Looking, Table, find
+from flows.browser.rows import Looking, Table
+from flows.nearest import find
 from storage.scan import AT
 from storage.store import Store, StoreError
 from storage.using import looking
@@ -71,7 +72,7 @@ def browser(root: Path, auth: str | None = None) -> ASGIApp:
 
     def by_id(request: Request) -> Response:
         table, _ = _asked(eyes, request)
-        found = find(table, [request.path_params["row"]], ["id"])
+        found = find(table.scan, table.kinds, [request.path_params["row"]], ["id"])
         if not found.height:
             raise Refused(404, f"{request.path_params['name']} has no row {request.path_params['row']}.")
         return RedirectResponse(f"{_where(request)['here']}/row/{found[AT][0] + 1}")

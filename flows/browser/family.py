@@ -2,22 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import polars as pl
-
-from flows.browser.rows import Looking, Table, find
+from flows.browser.rows import Looking, Table
 from flows.explain import History, history
-from flows.sampling import spread
 from storage.scan import AT
 from storage.schema import SPOKEN
-from storage.store import Manifest, Store, StoreError
+from storage.store import StoreError
 
 OWN = "This row"
 CHILDREN = 6  # that are shown; of the others their ids
-_READ = ["id", "messages", "parent_id", "method", "drop_reason"]
 _COMPARED = 1500  # words of a message; comparing takes as many steps as the product of two
 _ALIKE = 0.4
 _WORD = re.compile(r"\w+|\s+|[^\w\s]")
@@ -66,58 +62,22 @@ def seen(looking: Looking, table: Table, place: int) -> Seen:
         return Seen((), row, (), None, "")
     whole = row
     if "messages" not in row:
-        whole = {**(nearest(looking, table.texts.made, [id_]).get(id_, {}) if table.texts else {}), **row}
+        whole = {**(looking.nearest(table.texts.made, [id_]).get(id_, {}) if table.texts else {}), **row}
     try:
         told, unknown = history(looking.store, id_), ""
     except StoreError as why:
         told, unknown = None, str(why)
     versions = []
     if parent_id := whole.get("parent_id"):
-        versions += [_version("It came from", row) for row in nearest(looking, table.made, [parent_id]).values()]
+        versions += [_version("It came from", row) for row in looking.nearest(table.made, [parent_id]).values()]
     if "messages" in whole:
         versions.append(_version(OWN, {**whole, "dataset": table.made.id, "place": place + 1}))
     grown = list(told.children.items()) if told else []
     for child, dataset in grown[:CHILDREN]:
-        found = nearest(looking, looking.store.manifest(dataset), [child])
+        found = looking.nearest(looking.store.manifest(dataset), [child])
         versions += [_version("Made of it", row) for row in found.values()]
     facts = {name: value for name, value in row.items() if name not in ("messages", "id")}
     return Seen(_compared(versions), facts, [child for child, _ in grown[CHILDREN:]], told, unknown)
-
-
-def nearest(looking: Looking, made: Manifest, ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Rows with their messages, from this dataset or the nearest it was made of; `dataset` and `place` say where."""
-    found: dict[str, dict[str, Any]] = {}
-    seen_, layer = {made.id}, [made]
-    while layer and len(found) < len(ids):
-        for one in layer:
-            if any("messages" in part.columns for shard in one.shards for part in shard):
-                rows = find(looking.table(one), [i for i in ids if i not in found], _READ)
-                here = [{**row, "dataset": one.id, "place": row.pop(AT) + 1} for row in rows.to_dicts()]
-                found |= {row["id"]: row for row in here}
-        inputs = [of for one in layer for of in sorted(one.inputs.items(), key=lambda of: of[0] != "rows")]
-        above = [d for _, d in inputs if d not in seen_ and looking.store.exists(d)]
-        seen_.update(above)
-        layer = [looking.store.manifest(d) for d in dict.fromkeys(above)]
-    return found
-
-
-def before_and_after(store: Store, made: Manifest, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Some rows that a step changed or grew: each as it was and as it is now, the live ones first."""
-    looking = Looking(store)
-    table = looking.table(made)
-    if made.kind != "rows" or not {"parent_id", "method"} <= table.kinds.keys():
-        return []
-    is_new = (pl.col("method") == made.step) & pl.col("parent_id").is_not_null()
-    columns = ["id", "parent_id", "method", "drop_reason"]
-    found = list(table.scan.each(columns, lambda f: f.filter(is_new).select(columns), table.kinds))
-    new = pl.concat(found) if found else pl.DataFrame()
-    if new.is_empty():
-        return []
-    live = new.filter(pl.col("drop_reason").is_null())
-    some = spread(live if live.height >= most else new.sort(pl.col("drop_reason").is_not_null()), most)
-    parents = nearest(looking, made, set(some["parent_id"]))
-    rows = nearest(looking, made, set(some["id"]))
-    return [(parents[p], rows[i]) for i, p in some.select("id", "parent_id").iter_rows() if p in parents and i in rows]
 
 
 def _version(what: str, row: Mapping[str, Any]) -> Version:

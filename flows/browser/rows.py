@@ -7,11 +7,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
 from flows.browser.query import TEXTS, Query, Refused, condition, key, needed
+from flows.nearest import Kinds, find, nearest, sources_of_texts
 from flows.reasons import alike, tally
 from storage.scan import AT, Scan
 from storage.schema import instruction, response
@@ -75,10 +76,19 @@ class Looking:
             scan = Scan.of(self.store.root, made, side)
             kinds, ranges = scan.columns()
             bare = "id" in kinds and "messages" not in kinds
-            source = source_of_texts(self.store, made) if bare else None
+            source = next(sources_of_texts(self.store, made), None) if bare else None
             return Table(made, side, scan, kinds, ranges, self.table(source) if source else None)
 
         return self._once(self.tables, (made.id, side), opened, lambda: len(self.tables) > TABLES)
+
+    def nearest(self, made: Manifest, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """See `flows.nearest.nearest`."""
+
+        def opened(one: Manifest) -> tuple[Scan, Kinds]:
+            table = self.table(one)
+            return table.scan, table.kinds
+
+        return nearest(self.store, made, ids, opened)
 
     def facets(self, table: Table) -> Facets:
         where = (table.made.id, table.side)
@@ -116,25 +126,11 @@ class Looking:
         return found
 
 
-def find(table: Table, ids: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-    """The rows with these ids, with AT; of a row that is there twice, the first. Columns it lacks are left out."""
-    left, places = set(ids), []
-    if "id" in table.kinds:
-        for rows in table.scan.each(["id"], lambda f: f.filter(pl.col("id").is_in(list(left))), table.kinds):
-            for place, id_ in rows.select(AT, "id").iter_rows():
-                if id_ in left:
-                    left.discard(id_)
-                    places.append(place)
-            if not left:
-                break
-    return table.scan.take(places, [c for c in columns if c in table.kinds])
-
-
 def with_messages(table: Table, rows: pl.DataFrame) -> pl.DataFrame:
     """Rows that have an id alone, with what they say."""
     if table.texts is None or rows.is_empty():
         return rows
-    said = find(table.texts, rows["id"].to_list(), ["id", "messages"])
+    said = find(table.texts.scan, table.texts.kinds, rows["id"].to_list(), ["id", "messages"])
     return rows.join(said.drop(AT), on="id", how="left", maintain_order="left") if said.height else rows
 
 
@@ -146,19 +142,6 @@ def readable(rows: pl.DataFrame) -> pl.DataFrame:
     texts = zip(TEXTS, (instruction, response), strict=True)
     made = [pl.Series(name, [of(m) if m else "" for m in said], dtype=pl.String) for name, of in texts]
     return rows.drop("messages").with_columns(made)
-
-
-def source_of_texts(store: Store, made: Manifest) -> Manifest | None:
-    """The nearest dataset with messages among those that one was made of."""
-    seen, layer = {made.id}, [made]
-    while layer:
-        above = [d for one in layer for d in one.inputs.values() if d not in seen and store.exists(d)]
-        seen.update(above)
-        layer = [store.manifest(d) for d in dict.fromkeys(above)]
-        for one in layer:
-            if any("messages" in part.columns for shard in one.shards for part in shard):
-                return one
-    return None
 
 
 def _order(table: Table, query: Query) -> pl.Series:

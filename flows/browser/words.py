@@ -8,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.sampling import INVISIBLE, code_point
-from storage.manifest import Manifest
 
 CELL = 160  # characters of a text in a table
 WHOLE = 1_000_000  # of one on the page of its row
@@ -25,7 +24,6 @@ def pages() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"shown": shown, "cell": cell, "ends": ends, "whole": whole, "count": lambda n: f"{n:,}"}
-    found.globals |= {"size_of": size_of}
     return found
 
 
@@ -62,16 +60,6 @@ def whole(value: Any, longest: int = WHOLE) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, indent=1)
     left = len(text) - longest
     return shown(text[:longest]) + (f"\n… {left:,} more characters" if left > 0 else "")
-
-
-def size_of(made: Manifest) -> str:
-    """The rows of a dataset in a few words."""
-    said = made.counts
-    if "taken" in said:
-        return f"{said['taken']:,} of {said['rows']:,} taken"
-    if said.get("live", said.get("rows")) != said.get("rows"):
-        return f"{said['live']:,} of {said['rows']:,} live"
-    return f"{said['rows']:,}" if "rows" in said else ""
 
 
 def _cut(text: str, longest: int) -> str:

@@ -87,7 +87,7 @@ def test_rows_whose_response_cannot_be_compared_are_left_out_as_everywhere_and_c
     assert by_row == "100"
     alone = told_of(store.read(told["untuned"]))
     assert alone["accuracy"]["mean"] == pytest.approx(1 / 3) and alone["unscorable"] == 1
-    with pytest.raises(StoreError, match="none of the 2 held-out rows has a response that the metric can compare"):
+    with pytest.raises(StoreError, match="none of the 2 rows has a response that the metric can compare"):
         report.unscorable(store, [evaluation(store, "none", [None, None])])
 
 

@@ -21,7 +21,6 @@ from flows.deployments import LOOP_FORM, schedule_of
 from flows.responses import Remembered
 from flows.run import Lease, run_step
 from flows.schedule import scheduling, when
-from flows.serve import shares
 from flows.tasks import server_is_gone
 from storage.importing import import_files
 from storage.store import Store, StoreError
@@ -80,13 +79,6 @@ def test_times_become_schedules():
     assert schedule_of(when(None, "90m", None)).interval == timedelta(minutes=90)
     nightly = schedule_of(when("0 3 * * *", None, "Europe/Berlin"))
     assert (nightly.cron, nightly.timezone) == ("0 3 * * *", "Europe/Berlin")
-
-
-def test_cards_are_dealt_out_to_the_workers():
-    assert shares([], 2) == [[], []]
-    assert shares(["0", "1", "2"], 1) == [["0", "1", "2"]]
-    assert shares(["0", "1", "2"], 2) == [["0", "2"], ["1"]]
-    assert shares(["0"], 2) == [["0"], ["0"]]
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))

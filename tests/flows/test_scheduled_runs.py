@@ -21,11 +21,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Pending, Running, Scheduled, State
+from typer.testing import CliRunner
 
 from curation.step import find_step
 from flows import automations, deployments, serve
 from flows.access import ServerError
 from flows.events import tell_imported
+from flows.schedule import scheduling
 from flows.server import serving
 from storage.store import Store
 
@@ -202,6 +204,40 @@ def test_runs_that_no_process_executes_are_marked_and_what_is_cut_short_is_ended
             living.kill()
             client.update_work_pool("thresher", WorkPoolUpdate(is_paused=False))
     deployments.remove("lost")
+
+
+def test_schedule_makes_changes_lists_and_removes(served, folder):
+    _, store = served
+
+    def schedule(*words: object) -> tuple[str, str]:
+        ran = CliRunner().invoke(scheduling, ["schedule", *map(str, words), "--store", str(store.root)])
+        if ran.exception:
+            raise ran.exception
+        return ran.stdout, " ".join(ran.stderr.split())
+
+    def listed() -> dict[str, dict]:
+        return {one["name"]: one for one in json.loads(schedule("--list", "--json")[0])}
+
+    _, said = schedule(folder / "loop.yaml", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin", "--name", "nightly")
+    assert "nightly: next at" in said and "03:00" in said and "/deployments/deployment/" in said
+    assert "now run it at its time" in said
+    (one,) = [found for name, found in listed().items() if name == "nightly"]
+    assert one["schedules"] == ["0 3 * * * (Europe/Berlin)"] and one["config"] == str(folder / "loop.yaml")
+    assert len(one["next"]) == 1 and not one["paused"] and one["on_import"] is None
+    with pytest.raises(ServerError, match=r"nightly is the schedule of .*give another --name"):
+        schedule(ROOT / "examples/snips/loop.yaml", "--every", "1h", "--name", "nightly")
+    _, said = schedule(folder / "loop.yaml", "--on-import", "incoming", "--name", "nightly")
+    assert "nightly: runs when incoming is imported" in said
+    (one,) = [found for name, found in listed().items() if name == "nightly"]
+    assert (one["schedules"], one["next"], one["on_import"]) == ([], [], "incoming")
+    shown, said = schedule("--list")
+    assert "import of incoming" in shown and "scheduled" in said
+    _, said = schedule(folder / "loop.yaml", "--every", "6h", "--name", "nightly")  # no import starts it any more
+    assert listed()["nightly"]["schedules"] == ["every 6:00:00"] and listed()["nightly"]["on_import"] is None
+    _, said = schedule("--remove", "nightly")
+    assert "nightly is not scheduled any more" in said and "nightly" not in listed()
+    with pytest.raises(ServerError, match="nothing is scheduled as 'nightly'"):
+        schedule("--remove", "nightly")
 
 
 def test_a_worker_that_cannot_start_is_given_up(served, tmp_path, monkeypatch):

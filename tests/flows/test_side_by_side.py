@@ -11,7 +11,6 @@ from flows.cells import through
 from flows.compare import Cell, every_cell
 from flows.compare_config import load_comparison
 from flows.server import serving
-from flows.side_by_side import accelerators
 
 EXAMPLE = Path(__file__).parents[2] / "examples/clinc15/compare.yaml"
 
@@ -42,12 +41,3 @@ def test_a_process_that_dies_costs_its_own_cell_and_an_error_its_own(tmp_path, m
     assert list(after) == [c.arm for c in cells] and len(after) == 4
     assert {arm: c.tested for arm, c in after.items() if c.tested} == {"random": "random on 7", "clear": "clear on 7"}
     assert "ended from outside" in after["longest"].failed and after["kmeans"].failed == "Odd: 1 and 2"
-
-
-def test_the_cards_that_a_process_may_use_are_those_it_was_given(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert accelerators() == ["2", "3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert accelerators() == []
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert accelerators() == [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -136,6 +136,22 @@ def test_a_worker_that_dies_over_a_piece_or_before_loses_nothing(tmp_path):
     assert len(crew.worked) == 6 and not {0, 1} & set(crew.worked)
 
 
+def test_what_a_worker_had_spent_on_a_piece_is_counted_though_it_died(tmp_path, tiny_model):
+    many, one = pool(tmp_path / "many"), pool(tmp_path / "one")
+    heard = []
+
+    def dies(number: int, message: Any) -> bool:
+        heard.extend([message] * (number == 0 and message is None))  # that it began, and that its answers are kept
+        return number == 0 and len(heard) == 2
+
+    crew = Threads(2, dies)
+    spread_out, _ = run(*many, crew, "perplexity", tiny_model)
+    assert spread_out == run(*one, None, "perplexity", tiny_model)[0] and 0 not in crew.worked
+    facts, alone = (s.run_facts(spread_out.id) for s, _ in (many, one))
+    assert (facts["requests"], facts["from_store"]) == (alone["requests"] + 3, 3)  # a shard of three, asked for twice
+    assert facts["prompt_tokens"] == alone["prompt_tokens"] > 0  # and read once
+
+
 def test_a_shard_that_ends_every_worker_is_named_and_the_others_are_kept(tmp_path):
     store, source = pool(tmp_path)
     deadly = store.read_shard(store.manifest(source).shards[3])["id"][0]
