@@ -3,8 +3,8 @@
     python -m bench.memory --rows 1000000
 
 A step that sees a shard at a time (`split`, `gopher-quality`) should take the same for both; one that sees the dataset
-takes as much more as the columns that it asked for are larger: `random` reads no text, `longest` all of it. The store is
-that of `bench.browse`, in parts of 16,384 rows. Each step has a process of its own; `nothing` only imports.
+takes as much more as the columns that it asked for are larger: `random` reads no text, `longest` all of it. The store
+is that of `bench.browse`, in parts of 16,384 rows. Each step has a process of its own; `nothing` only imports.
 """
 
 import argparse
