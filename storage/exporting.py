@@ -6,13 +6,15 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from storage.flat import FLAT, flat_records
 from storage.preferences import MASK, REJECTED, UNWANTED
-from storage.record_files import KINDS, write_records
+from storage.record_files import KINDS, Batch, write_records
 from storage.records import plain_suffix
 from storage.schema import Messages
 from storage.shapes import Shape, plain, tree
@@ -21,6 +23,11 @@ from storage.turns import Record
 
 FILES = ("alpaca", "sharegpt", "messages", "prompt-completion", "preference", "kto", "oasst", "text")
 FOLDERS = ("trl", "axolotl", "llama-factory", "ms-swift", "hf")
+_AT_ONCE = 2048  # rows
+
+Row = tuple[str, Messages, Messages | None, bool]  # id, messages, the rejected conversation, whether it is wanted
+Origin = tuple[str | None, str | None]  # a row's other columns and its form, both as JSON
+_NOTHING: Origin = (None, None)
 
 
 @dataclass(slots=True)
@@ -94,32 +101,42 @@ def rows_of(store: Store, dataset: str) -> str:
     return dataset
 
 
-def records(store: Store, dataset: str, shape: Shape, own: bool) -> Iterator[list[Record]]:
-    """The records of a dataset, a shard's worth at a time, counting in `shape.lost` what they do not hold."""
+def records(store: Store, dataset: str, shape: Shape, own: bool) -> Iterator[Batch]:
+    """The records of a dataset, some at a time, counting in `shape.lost` what they do not hold."""
     origin = origins(store, dataset) if own else {}
     shape.lost = Counter()
-    batch: list[Record] = []
     if shape.format == "oasst":
         yield from _trees(store, dataset, origin)
-        return
-    for id, messages, rejected, wanted in selected(store, dataset, shape.format):
-        columns, form = origin.get(id, (None, None))
-        record = shape.record(id, messages, json.loads(form) if form else {}, rejected, wanted)
-        if columns:
-            for name, value in json.loads(columns).items():
-                if name in record:
-                    shape.lost[f"column {name!r} is left out: the format has a field of that name"] += 1
-                else:
-                    record[name] = value
-        batch.append(record)
-        if len(batch) >= 2048:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    elif shape.format in FLAT and not shape.table:
+        yield from _in_columns(store, dataset, shape, origin)
+    else:
+        rows = selected(store, dataset, shape.format)
+        while some := list(islice(rows, _AT_ONCE)):
+            yield [_record(row, shape, origin) for row in some]
 
 
-Row = tuple[str, Messages, Messages | None, bool]  # id, messages, the rejected conversation, whether it is wanted
+def _in_columns(store: Store, dataset: str, shape: Shape, origin: dict[str, Origin]) -> Iterator[Batch]:
+    """Records as columns where all of some rows are one question and one answer, and have no columns of their own."""
+    for shard in store.shards(dataset, ["id", "messages", "drop_reason"]):
+        for rows in shard.filter(pl.col("drop_reason").is_null()).iter_slices(_AT_ONCE):
+            told = [origin.get(id, _NOTHING) for id in rows["id"]]
+            flat = None
+            if not any(columns for columns, _ in told):
+                flat = flat_records(rows["messages"], [form for _, form in told], shape.format)
+            both = rows.select("id", "messages").iter_rows() if flat is None else ()
+            yield flat if flat is not None else [_record((*row, None, True), shape, origin) for row in both]
+
+
+def _record(row: Row, shape: Shape, origin: dict[str, Origin]) -> Record:
+    id, messages, rejected, wanted = row
+    columns, form = origin.get(id, _NOTHING)
+    record = shape.record(id, messages, json.loads(form) if form else {}, rejected, wanted)
+    for name, value in json.loads(columns).items() if columns else ():
+        if name in record:
+            shape.lost[f"column {name!r} is left out: the format has a field of that name"] += 1
+        else:
+            record[name] = value
+    return record
 
 
 def selected(store: Store, dataset: str, format: str) -> Iterator[Row]:
@@ -156,9 +173,6 @@ def pairs(store: Store, dataset: str) -> Iterator[Row]:
 
 def _asked(messages: Messages) -> list[tuple[Any, Any]]:
     return [(m["role"], m["content"]) for m in messages[:-1]]
-
-
-Origin = tuple[str | None, str | None]  # a row's other columns and its form, both as JSON
 
 
 def origins(store: Store, dataset: str) -> dict[str, Origin]:
@@ -220,7 +234,7 @@ def _trees(store: Store, dataset: str, origin: dict[str, Origin]) -> Iterator[li
     """Trees in the order of their first rows: threads with one prompt and, where they had one, one tree's id."""
     groups: dict[tuple[Any, ...], list[tuple[Messages, Record]]] = {}
     for id, messages, _, _ in selected(store, dataset, "oasst"):
-        own = json.loads(origin.get(id, (None, None))[0] or "{}")
+        own = json.loads(origin.get(id, _NOTHING)[0] or "{}")
         tree_id = own.get("message_tree_id")
         groups.setdefault((tree_id, messages[0]["role"], messages[0]["content"]), []).append((messages, own))
     yield [tree(threads) for threads in groups.values()]

@@ -6,6 +6,8 @@ made record by record, to the same rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 from storage.copies import Copies
-from storage.flat import flat_ids, flat_rows
+from storage.flat import SCHEMAS, flat_ids, flat_rows
 from storage.formats import FORMATS, own_columns, recognise, rows_of
 from storage.records import Block, Records, open_records
 from storage.schema import MESSAGE, ORIGIN, REJECT, ROW, Messages, row_id
@@ -37,8 +39,10 @@ class Raw:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Field of the format: the user's name for it."""
 
-    def records(self) -> Records:
-        found = open_records(self.open(), self.name, as_text=self.format == "text")
+    def records(self, schema: pa.Schema | None = None) -> Records:
+        """What is in it, as columns where the lines have this schema and are taken as they are; see open_records."""
+        schema = None if self.columns else schema
+        found = open_records(self.open(), self.name, as_text=self.format == "text", schema=schema)
         if self.columns:
             found.blocks = map(partial(_renamed, columns=self.columns), found.blocks)
         return found
@@ -61,12 +65,22 @@ class Batch:
 
 def read_batches(raw: Raw, source: str, format: str, max_chars: int, copies: Copies) -> Iterator[Batch]:
     """The file in batches of rows of `source`. `copies` counts equal rows over all files of an import."""
-    found = raw.records()
+    found = raw.records(SCHEMAS.get(format))
     try:
-        for block in found.blocks:
-            yield _batch(block, raw.name, source, format, max_chars, copies, found.reached())
+        with closing(_ahead((block, found.reached()) for block in found.blocks)) as blocks:
+            for block, reached in blocks:
+                yield _batch(block, raw.name, source, format, max_chars, copies, reached)
     finally:
         found.close()
+
+
+def _ahead(blocks: Iterator[tuple[Block, int]]) -> Iterator[tuple[Block, int]]:
+    """The same blocks, each read in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while found := coming.result():
+            coming = reader.submit(next, blocks, None)
+            yield found
 
 
 def tell_format(raw: Raw) -> tuple[str, str]:
@@ -238,10 +252,11 @@ def _flat_messages(flat: pl.DataFrame, place: int) -> Messages:
 
 def _flat_conversations(flat: pl.DataFrame) -> pa.Array:
     n = flat.height
-    contents = pl.select(pl.concat_list(flat["asked"], flat["answer"]).explode()).to_series().to_arrow()
-    roles = pa.array(["user", "assistant"] * n, pa.string())
-    fields = [roles, contents.cast(pa.string()), *[pa.nulls(2 * n, f.type) for f in list(MESSAGE)[2:]]]
-    offsets = pa.array(range(0, 2 * n + 1, 2), pa.int32())
+    both = pa.concat_arrays([flat["asked"].to_arrow(), flat["answer"].to_arrow()]).cast(pa.string())
+    contents = both.take(pa.array(np.arange(2 * n).reshape(2, n).T.ravel()))  # question, answer, question, …
+    roles = pa.array(["user", "assistant"], pa.string()).take(pa.array(np.tile([0, 1], n)))
+    fields = [roles, contents, *[pa.nulls(2 * n, f.type) for f in list(MESSAGE)[2:]]]
+    offsets = pa.array(np.arange(0, 2 * n + 1, 2, dtype=np.int32))
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(fields, fields=list(MESSAGE)))
 
 

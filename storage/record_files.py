@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,7 +27,8 @@ KINDS = {
     **dict.fromkeys(("arrow", "feather"), "arrow"),
     **dict.fromkeys(("txt", "md", "markdown"), "text"),
 }
-Batches = Callable[[], Iterator[list[Record]]]
+Batch = list[Record] | pl.DataFrame  # columns for JSON alone
+Batches = Callable[[], Iterator[Batch]]
 
 
 def write_records(batches: Batches, path: Path, kind: str, name: str) -> int:
@@ -57,7 +59,7 @@ def _packed(file: BinaryIO, name: str) -> Any:
 def _lines(batches: Batches, file: Any, name: str) -> int:
     rows = 0
     for batch in batches():
-        file.write(b"".join(_json(record) + b"\n" for record in batch))
+        file.write(_json_lines(batch))
         rows += len(batch)
     return rows
 
@@ -66,11 +68,16 @@ def _array(batches: Batches, file: Any, name: str) -> int:
     rows = 0
     file.write(b"[")
     for batch in batches():
-        for record in batch:
-            file.write((b",\n" if rows else b"\n") + _json(record))
-            rows += 1
+        file.write((b",\n" if rows else b"\n") + _json_lines(batch)[:-1].replace(b"\n", b",\n"))
+        rows += len(batch)
     file.write(b"\n]\n")
     return rows
+
+
+def _json_lines(batch: Batch) -> bytes:
+    if isinstance(batch, pl.DataFrame):
+        return batch.write_ndjson().encode()
+    return b"".join(_json(record) + b"\n" for record in batch)
 
 
 def _json(record: Record) -> bytes:

@@ -13,6 +13,8 @@ from itertools import chain, count, islice
 from typing import Any, BinaryIO
 
 import orjson
+import pyarrow as pa
+import pyarrow.json as pj
 
 from storage.arrays import DECODER, Found, in_array, why_not_json
 from storage.encodings import Guess
@@ -41,6 +43,8 @@ class Block:
     raws: list[bytes | str | None] = field(default_factory=list)
     notes: dict[int, str] = field(default_factory=dict)  # by place in the block
     reasons: dict[int, str] = field(default_factory=dict)
+    columns: pa.Table | None = None
+    """The records as columns, where all of them could be read so; `records` is empty then."""
 
     def add(self, found: Found) -> None:
         place = len(self.lines)
@@ -60,7 +64,7 @@ class Block:
                 return DECODER.decode(raw.decode())
             except (ValueError, RecursionError) as error:
                 raise Unusable(why_not_json(error)) from None
-        return self.records[place]
+        return orjson.loads(raw) if self.columns is not None else self.records[place]
 
     def raw(self, place: int) -> str:
         said = self.raws[place]
@@ -79,8 +83,11 @@ class Records:
     close: Any
 
 
-def open_records(file: BinaryIO, name: str, as_text: bool = False) -> Records:
-    """`name` tells CSV and text; `as_text` takes a file that is nothing else for text."""
+def open_records(file: BinaryIO, name: str, as_text: bool = False, schema: pa.Schema | None = None) -> Records:
+    """`name` tells CSV and text; `as_text` takes a file that is nothing else for text.
+
+    Blocks of JSON lines that have the fields of `schema` and no others come as columns.
+    """
     try:
         stream = open_stream(file)
         first = next(stream.pieces, b"")
@@ -95,7 +102,7 @@ def open_records(file: BinaryIO, name: str, as_text: bool = False) -> Records:
     if kind in _TABLES:
         blocks = _grouped(in_table(file, kind, name))
     elif kind == "JSON lines":
-        blocks = _json_lines(stream)
+        blocks = _json_lines(stream, schema)
     else:
         blocks = _grouped(_guarded(_found(stream, kind, name)))
     return Records(told, _noted(blocks, note) if note else blocks, stream.reached, stream.close)
@@ -185,7 +192,7 @@ def _spooled(stream: Stream) -> BinaryIO:
 # ---- JSON lines
 
 
-def _json_lines(stream: Stream) -> Iterator[Block]:
+def _json_lines(stream: Stream, schema: pa.Schema | None) -> Iterator[Block]:
     """Blocks of lines, parsed all at once where they are sound and one by one where they are not."""
     guess, made = Guess(), 0
     numbers: list[int] = []
@@ -196,7 +203,7 @@ def _json_lines(stream: Stream) -> Iterator[Block]:
     def take(n: int) -> Block:
         nonlocal made
         made += 1
-        block = _parsed(numbers[:n], lines[:n], extra, guess)
+        block = _parsed(numbers[:n], lines[:n], extra, guess, schema)
         del numbers[:n], lines[:n], extra[:]
         return block
 
@@ -216,8 +223,14 @@ def _json_lines(stream: Stream) -> Iterator[Block]:
         yield take(len(lines))
 
 
-def _parsed(numbers: list[int], lines: list[bytes], extra: list[Found], guess: Guess) -> Block:
-    block = Block(numbers, [], list(lines))
+def _parsed(
+    numbers: list[int], lines: list[bytes], extra: list[Found], guess: Guess, schema: pa.Schema | None
+) -> Block:
+    block = Block(numbers, [], lines)
+    if schema and not extra:
+        block.columns = in_columns(lines, schema)
+        if block.columns is not None:
+            return block
     try:
         block.records = list(map(orjson.loads, lines))
     except orjson.JSONDecodeError:
@@ -231,6 +244,29 @@ def _parsed(numbers: list[int], lines: list[bytes], extra: list[Found], guess: G
         for found in both:
             block.add(found)
     return block
+
+
+def in_columns(lines: list[bytes], schema: pa.Schema) -> pa.Table | None:
+    """Lines of JSON as columns; None unless each of them is one object with no other fields or types than these.
+
+    A field that an object lacks is null.
+    """
+    text = b"\n".join(lines)
+    # The parser takes two objects on a line, and one over two lines, too. If every line begins and ends with a brace
+    # there is none of the second sort, so of the first there is none if there are as many objects as lines.
+    ends = text.count(b"}\n{") + text.count(b"}\r\n{")
+    if ends != len(lines) - 1 or not text.startswith(b"{") or not text.rstrip(b"\r").endswith(b"}"):
+        return None
+    try:
+        table = pj.read_json(
+            pa.BufferReader(text),
+            pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
+            pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+        )
+        table.validate(full=True)  # that it is UTF-8
+    except pa.ArrowInvalid:
+        return None
+    return table.combine_chunks() if table.num_rows == len(lines) else None
 
 
 def _one(block: Block, place: int, line: bytes, guess: Guess) -> Any:
