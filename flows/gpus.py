@@ -1,10 +1,11 @@
-"""The GPUs of this machine: each is one scheduled run's at a time, whichever worker, server and store it is of.
+"""The GPUs of this machine: each is one scheduled run of a user's at a time, of whichever worker, server and store.
 
     python -m flows.gpus COMMAND …
 
 waits until as many GPUs as its worker has are free, takes them, and becomes the command. What is taken is a lock on a
 file for each GPU in a folder of the user's, which goes with the process, however that ends. The worker's own are tried
-first, and then the others of the machine: which ones a run has does not matter, only that nobody else has them.
+first, and then the others of the machine: which ones a run has does not matter, only that nobody else has them. A GPU
+is known by its name in CUDA_VISIBLE_DEVICES; a run that is shown none waits for none.
 """
 
 import contextlib
@@ -69,23 +70,28 @@ def _lock(card: str) -> Path:
 
 
 def _holders(cards: list[str]) -> str:
+    """The GPUs, each with the process that took it last where that still lives."""
     said = []
     for card in cards:
-        with contextlib.suppress(OSError):
-            said.append(f"{card} (process {_lock(card).read_text() or '?'})")
+        holder = ""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(number := _lock(card).read_text()), 0)
+            holder = f" (process {number})"
+        said.append(card + holder)
     return ", ".join(said)
 
 
 def main() -> None:
     own, offered = accelerators(), os.environ.get(OFFERED, "").split(",")
     told = False
-    while not (mine := take(own, offered, SHARED in os.environ)):
+    while own and not (mine := take(own, offered, SHARED in os.environ)):
         if not told:
             said = f"waiting for {len(own)} of the GPUs {_holders(offered)}, which other runs have"
             print(said, file=sys.stderr, flush=True)
             told = True
         time.sleep(LOOK_SECONDS)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    if own:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     os.execvp(sys.argv[1], sys.argv[1:])
 
 

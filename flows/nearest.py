@@ -31,6 +31,8 @@ def nearest(store: Store, made: Manifest, ids: Collection[str], open_: Open) -> 
     `open_` gives the rows of a dataset and the types of its columns.
     """
     found: dict[str, dict[str, Any]] = {}
+    if not ids:
+        return found
     for one in sources_of_texts(store, made):
         rows = find(*open_(one), [i for i in ids if i not in found], _READ)
         found |= {row["id"]: {**row, "dataset": one.id, "place": row.pop(AT) + 1} for row in rows.to_dicts()}

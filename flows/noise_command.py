@@ -45,12 +45,12 @@ def noise_bench(
     def run(one: Step, its: StepConfig, rows: str) -> str:
         mine = {t: d for t, d in tables.items() if t in one.tables}
         with bar(one.name) as progress:
-            made = made_by(place, one, its, rows, mine, asked(place, one, its, typed), progress)
+            made = made_by(place, one, its, rows, mine, typed_models(place, one.roles, typed), progress)
         if told := cost(place, made):
             say(f"{one.name}: {told}")
         return made
 
-    lend(measured, config, typed_models(place, measured.roles, typed), place)  # what is missing is told before any work
+    lend(measured, config, asked(place, measured, config, typed), place)  # what is missing is told before any work
     with bar("noise"):
         spoilt = bench.spoilt_dataset(place, place.resolve(dataset), noise)
     place.name(f"{dataset}.noise", spoilt)

@@ -84,7 +84,7 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
                                 _count(piece, why, died, job, len(pieces))
                     case Wrong(why=why, took=took):
                         if worker in busy:
-                            cut_short(store, pieces[busy[worker]].keys[0], took)
+                            told[worker] = took
                         raise why
                     case Done(rows=rows, took=took):
                         yield Worked(busy.pop(worker), rows, took)
@@ -100,6 +100,8 @@ def spread(crew: Crew, store: Store, job: Job, pieces: Sequence[Piece]) -> Itera
                         crew.send(worker, _answer(store, job, question))
         whole = True
     finally:
+        for worker, piece in busy.items():  # none where all is done
+            cut_short(store, pieces[piece].keys[0], told.get(worker, {}))
         crew.rest() if whole else crew.end()
 
 

@@ -86,7 +86,7 @@ def import_files(
     dataset = f"import-{key[:12]}"
     if not store.exists(dataset):
         started = time.time()
-        raws = [Raw(s.name, s.open, format, columns) for s in sources]
+        raws = [Raw(s.name, s.open, format, columns, ahead=Path(s.where).is_absolute()) for s in sources]
         told = {raw.name: tell_format(raw) for raw in raws}
         formats = {file: said for file, (said, _) in told.items()}
         parts = _write(store, key, raws, name, formats, max_chars, sources, progress)

@@ -66,7 +66,7 @@ class Manifest:
         if "taken" in said:
             return f"{said['taken']:,} of {said['rows']:,} taken"
         if "rows" not in said:
-            return f"{len(self.files):,} files"
+            return f"{len(self.files):,} file{'s' * (len(self.files) != 1)}"
         all_live = said.get("live", said["rows"]) == said["rows"]
         return f"{said['rows']:,} rows" if all_live else f"{said['live']:,} of {said['rows']:,} live"
 

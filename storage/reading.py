@@ -38,6 +38,8 @@ class Raw:
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     """Field of the format: the user's name for it."""
+    ahead: bool = False
+    """Read the next block in a thread meanwhile. Not over a network: Ctrl-C would wait for the answer."""
 
     def records(self, schema: pa.Schema | None = None) -> Records:
         """What is in it, as columns where the lines have this schema and are taken as they are; see open_records."""
@@ -49,7 +51,7 @@ class Raw:
 
 
 def raw_file(path: Path, format: str = "auto") -> Raw:
-    return Raw(storable(path.name.encode("utf-8", "replace").decode()), partial(path.open, "rb"), format)
+    return Raw(storable(path.name.encode("utf-8", "replace").decode()), partial(path.open, "rb"), format, ahead=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def read_batches(raw: Raw, source: str, format: str, max_chars: int, copies: Cop
     """The file in batches of rows of `source`. `copies` counts equal rows over all files of an import."""
     found = raw.records(SCHEMAS.get(format))
     try:
-        with closing(_ahead((block, found.reached()) for block in found.blocks)) as blocks:
+        reading = ((block, found.reached()) for block in found.blocks)
+        with closing(_ahead(reading) if raw.ahead else reading) as blocks:
             for block, reached in blocks:
                 yield _batch(block, raw.name, source, format, max_chars, copies, reached)
     finally:

@@ -53,7 +53,7 @@ def find_sources(given: list[str]) -> tuple[list[Source], list[str]]:
             files, rest = _files(one)
             left_out += rest
             for path, name in files:
-                sources, rest = _opened(path, name)
+                sources, rest = _looked_into(one, path, name)
                 found += sources
                 left_out += rest
     if not found:
@@ -121,6 +121,13 @@ def _saved(inside: dict[str, Any]) -> list[str]:
 
 def _hidden(parts: tuple[str, ...]) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _looked_into(given: str, path: Any, name: str) -> tuple[list[Source], list[str]]:
+    try:
+        return _opened(path, name)
+    except (ValueError, OSError, *network_errors()) as error:
+        raise StoreError(f"{shown(given)} cannot be opened: {without_secrets(str(error), given)}") from None
 
 
 def _opened(path: Any, name: str) -> tuple[list[Source], list[str]]:

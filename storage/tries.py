@@ -30,6 +30,13 @@ def again(do: Callable[..., Given], *given: Any, never: tuple[type[Exception], .
 def opened(files: Any, path: str, address: str) -> Any:
     """An open file of an fsspec file system. Each of its pieces is asked for again too, where it comes in pieces."""
     file = again(files.open, path, "rb")
+    try:
+        file.seek(0, 2)
+        file.seek(0)
+    except ValueError:  # of fsspec: the server told no length
+        raise StoreError(
+            f"{shown(address)} is sent without its length and cannot be read in pieces: fetch it, and import the file"
+        ) from None
     cache = getattr(file, "cache", None)
     if getattr(cache, "fetcher", None):
         cache.fetcher = partial(_piece, cache.fetcher, address)
@@ -61,6 +68,8 @@ def _may_pass(error: BaseException, never: tuple[type[Exception], ...]) -> bool:
     if answers := [status for one in behind if (status := _status(one))]:
         return answers[-1] in _AGAIN or answers[-1] >= 500
     aiohttp = sys.modules.get("aiohttp")
+    if aiohttp and any(isinstance(one, aiohttp.ClientSSLError) for one in behind):
+        return False
     lost = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) if aiohttp else ()
     return any(isinstance(one, (ConnectionError, TimeoutError, httpx.TransportError, *lost)) for one in behind)
 

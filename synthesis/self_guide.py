@@ -121,7 +121,7 @@ class Task:
     earlier: list[str]  # inputs that were written in earlier rounds
 
 
-@step("self-guide", kind="make", scope="dataset", writes=" ".join(OF_GROWN), version=2)
+@step("self-guide", kind="make", scope="dataset", writes=" ".join(OF_GROWN), version=3)
 def guide(
     rows: pl.DataFrame, cfg: SelfGuide, student: Engine, training_text: pl.DataFrame | None = None
 ) -> pl.DataFrame:

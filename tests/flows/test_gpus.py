@@ -54,6 +54,13 @@ def test_the_workers_of_two_that_serve_have_each_gpu_once(start):
     assert says(third) == "has 1"
 
 
+@pytest.mark.parametrize("shown", ["", "-1"])
+def test_a_run_that_is_shown_no_gpu_waits_for_none_and_takes_none(start, shown):
+    (worker,) = shares(["0"], 1)
+    assert says(start(worker | {"CUDA_VISIBLE_DEVICES": shown})) == f"has {shown}".strip()
+    assert says(start(worker)) == "has 0"
+
+
 def test_a_run_of_several_gpus_waits_for_all_of_them(start):
     (both,) = shares(["0", "1"], 1)
     small = start(shares(["0", "1"], 2)[1])

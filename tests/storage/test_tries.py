@@ -20,7 +20,7 @@ CONTENT = b"".join(LINE % (i, i) for i in range(300))
 
 class Failing(BaseHTTPRequestHandler):
     """/CODE/TIMES/WHEN/raw.jsonl: the first TIMES requests fail with a status, or with a connection that is cut (0);
-    WHEN is of which: `any`, or `piece`, as a part of the file is asked for."""
+    WHEN is of which: `any`, or `piece`, as a part of the file is asked for. `stream` is sent without a length."""
 
     asked: ClassVar[Counter[str]] = Counter()
     protocol_version = "HTTP/1.1"
@@ -46,6 +46,11 @@ class Failing(BaseHTTPRequestHandler):
                 self.send_response(int(code))
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
+        if when == "stream":  # no length, no pieces
+            self.close_connection = True
+            self.send_response(200)
+            self.end_headers()
+            return self.wfile.write(body)
         if wanted and body:
             body = body[int(wanted[1]) : int(wanted[2]) + 1]
         self.send_response(206 if wanted else 200)
@@ -62,6 +67,11 @@ def server() -> Iterator[str]:
     yield f"http://127.0.0.1:{served.server_port}"
     served.shutdown()
     served.server_close()
+
+
+def test_a_file_that_is_sent_without_its_length_is_refused_with_the_remedy(server, tmp_path):
+    with pytest.raises(StoreError, match=r"without its length .* fetch it, and import the file"):
+        import_files(Store(tmp_path), [f"{server}/200/0/stream/raw.jsonl"], "pool")
 
 
 @pytest.mark.parametrize("when", ["any", "piece"])
