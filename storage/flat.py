@@ -109,7 +109,7 @@ def _of_records(records: list[Record], fields: set[str], format: str) -> pl.Data
         if "input" in fields:
             more = _texts([r.get("input") for r in records], "")
         if {"history", "system"} & fields:
-            alone = [not r.get("history") and not r.get("system") for r in records]
+            alone = [r.get("history") in (None, []) and r.get("system") in (None, "") for r in records]
     texts = {"asked": asked, "more": more, "answer": answer}
     types = dict.fromkeys(texts, pl.String) | {"alone": pl.Boolean}
     return pl.DataFrame(texts | {"alone": alone}, schema=types)

@@ -216,6 +216,7 @@ def test_thousands_of_damaged_files(tmp_path_factory, name, cut, flips):
 @QUICK
 @given(st.lists(st.dictionaries(st.sampled_from(["instruction", "input", "output", "system", "history", "other"]), st.one_of(text, atom)), max_size=6))  # fmt: skip  # noqa: E501
 @example([{"instruction": 'a"\\\n\t\x01\x7f\u2028', "input": "\x1c", "output": "é"}])
+@example([{"instruction": "a", "output": "b", "system": False}, {"instruction": "a", "output": "b", "history": 0}])
 @example([{"instruction": "a", "input": 7, "output": "b"}, {"instruction": "\x1d", "input": None, "output": "b"}])
 def test_what_is_made_in_columns_is_what_is_made_record_by_record(records):
     """The ids of columns are row_id's, and what columns take record by record would be taken to the same messages."""
